@@ -1,0 +1,180 @@
+#include "threads.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace undivided {
+namespace {
+
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+struct Team {
+  int64_t n;
+  TaskFunction function;
+  void* context;
+  std::atomic<int64_t> next{0};
+  std::atomic<int> members{0};
+};
+
+thread_local bool inside_task = false;
+
+void work(Team& team) {
+  const int thread = team.members.fetch_add(1, std::memory_order_relaxed);
+  const bool outer = inside_task;
+  inside_task = true;
+  for (;;) {
+    const int64_t task = team.next.fetch_add(1, std::memory_order_relaxed);
+    if (task >= team.n) break;
+    team.function(team.context, task, thread);
+  }
+  inside_task = outer;
+}
+
+void work_in_openmp(void* team) { work(*static_cast<Team*>(team)); }
+
+// The pool for machines where torch has no GOMP_parallel, and for children after fork. It is never destroyed: its
+// threads may still wait in it while the process exits.
+class Pool {
+ public:
+  void run(Team& team, int threads) {
+    std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
+    if (!busy.owns_lock()) return work(team);  // another caller has the threads
+    grow(threads - 1);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      team_ = &team;
+      places_ = threads - 1;
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    work(team);
+    std::unique_lock<std::mutex> lock(mutex_);
+    team_ = nullptr;  // who has not come by now need not come
+    done_.wait(lock, [this] { return active_ == 0; });
+  }
+
+ private:
+  void grow(int workers) {
+    for (; workers_ < workers; ++workers_) {
+      try {
+        std::thread([this] { serve(); }).detach();
+      } catch (const std::system_error&) {
+        return;  // no more threads to be had: the ones there are do the work
+      }
+    }
+  }
+
+  void serve() {
+    uint64_t seen = 0;
+    for (;;) {
+      // Calls come in quick succession: looking for the next one for a while is cheaper than sleeping.
+      for (int spin = 0; spin < 2000 && generation_.load(std::memory_order_acquire) == seen; ++spin) {
+        if (spin % 64 == 63) std::this_thread::yield();
+      }
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
+      seen = generation_.load(std::memory_order_relaxed);
+      if (team_ == nullptr || places_ == 0) continue;
+      --places_;
+      ++active_;
+      Team& team = *team_;
+      lock.unlock();
+      work(team);
+      lock.lock();
+      if (--active_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex busy_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  std::atomic<uint64_t> generation_{0};
+  Team* team_ = nullptr;
+  int places_ = 0;
+  int active_ = 0;
+  int workers_ = 0;
+};
+
+std::atomic<GompParallel> openmp{nullptr};
+std::atomic<Pool*> own_pool{nullptr};
+std::atomic<bool> forked{false};
+
+Pool& pool() {
+  Pool* found = own_pool.load(std::memory_order_acquire);
+  if (found == nullptr) {
+    Pool* fresh = new Pool;
+    if (own_pool.compare_exchange_strong(found, fresh)) {
+      found = fresh;
+    } else {
+      delete fresh;
+    }
+  }
+  return *found;
+}
+
+// In the child only the thread that called fork exists: the parent's pools are gone though their state is there.
+void in_child() {
+  forked.store(true);
+  openmp.store(nullptr);
+  own_pool.store(nullptr);
+}
+
+#if defined(__unix__) || defined(__APPLE__)
+const int at_fork = pthread_atfork(nullptr, nullptr, in_child);
+#endif
+
+struct Scratch {
+  static constexpr int kSlots = 4;
+  void* memory[kSlots] = {};
+  size_t size[kSlots] = {};
+  ~Scratch() {
+    for (void* block : memory) std::free(block);
+  }
+};
+
+thread_local Scratch scratch_of_thread;
+
+}  // namespace
+
+void run_tasks(int64_t n, int threads, TaskFunction function, void* context) {
+  if (n <= 0) return;
+  Team team{n, function, context};
+  if (threads > n) threads = static_cast<int>(n);
+  if (threads <= 1 || inside_task) return work(team);
+  if (const GompParallel parallel = openmp.load(std::memory_order_relaxed)) {
+    parallel(work_in_openmp, &team, static_cast<unsigned>(threads), 0);
+  } else {
+    pool().run(team, threads);
+  }
+}
+
+void set_openmp(void* gomp_parallel) {
+  if (!forked.load()) openmp.store(reinterpret_cast<GompParallel>(gomp_parallel));
+}
+
+const char* thread_pool_kind() { return openmp.load() != nullptr ? "openmp" : "own"; }
+
+void* scratch(size_t bytes, int slot) {
+  Scratch& mine = scratch_of_thread;
+  if (mine.size[slot] < bytes) {
+    std::free(mine.memory[slot]);
+    mine.memory[slot] = nullptr;
+    mine.size[slot] = 0;
+    const size_t rounded = (bytes + 4095) / 4096 * 4096;
+    mine.memory[slot] = std::aligned_alloc(64, rounded);
+    if (mine.memory[slot] == nullptr) throw std::bad_alloc();
+    mine.size[slot] = rounded;
+  }
+  return mine.memory[slot];
+}
+
+}  // namespace undivided

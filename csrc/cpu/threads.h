@@ -1,0 +1,45 @@
+// How the kernels share work among threads.
+//
+// The threads are PyTorch's own: the address of the GOMP_parallel that torch linked is handed over once
+// (set_openmp), so a kernel and the torch op before it run on the same pool and never compete for cores. Where
+// torch has no such pool, and in a child after fork (an OpenMP pool does not survive one), a pool of our own runs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace undivided {
+
+// A task: its number in [0, n) and the number of the thread that runs it, in [0, threads).
+using TaskFunction = void (*)(void* context, int64_t task, int thread);
+
+// Runs function(context, task, thread) for every task in [0, n) on at most `threads` threads. Tasks are handed out
+// in rising order, as threads come free. A call from inside a task runs serially. Tasks must not throw.
+void run_tasks(int64_t n, int threads, TaskFunction function, void* context);
+
+// The address of GOMP_parallel, or null for our own pool. Ignored in a child after fork.
+void set_openmp(void* gomp_parallel);
+
+// "openmp" or "own": the threads that run_tasks would use now.
+const char* thread_pool_kind();
+
+// Scratch memory of the calling thread, 64-byte aligned, at least `bytes` long; contents are left over from earlier
+// use. It is kept for the next call. `slot` (0 to 3) tells apart buffers that are needed at the same time.
+void* scratch(size_t bytes, int slot);
+
+// fn(task) or fn(task, thread).
+template <class Function>
+inline void parallel_for(int64_t n, int threads, Function&& fn) {
+  auto call = [](void* context, int64_t task, int thread) {
+    auto& function = *static_cast<typename std::remove_reference<Function>::type*>(context);
+    if constexpr (std::is_invocable_v<decltype(function), int64_t, int>) {
+      function(task, thread);
+    } else {
+      function(task);
+    }
+  };
+  run_tasks(n, threads, call, const_cast<void*>(static_cast<const void*>(&fn)));
+}
+
+}  // namespace undivided

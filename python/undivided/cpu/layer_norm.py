@@ -1,0 +1,96 @@
+"""Layer norm on a CPU: launchers over `undivided._C`."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _C
+from . import DTYPES, address
+
+
+def layer_norm_forward(
+    x2d: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual2d: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """(y, summed, mean, rstd) for `x2d` (rows, columns) in float32, bfloat16 or float16.
+
+    `weight`, `bias` (columns,) in any of these dtypes, or None; `residual2d` like `x2d`, or None. What is normalised
+    is `summed = x + residual`, rounded to x's dtype (None without residual). `mean`, `rstd` are float32 (rows,).
+    """
+    x2d = x2d.contiguous()
+    rows, columns = x2d.shape
+    y = torch.empty_like(x2d)
+    summed = None
+    if residual2d is not None:
+        residual2d = residual2d.contiguous()
+        summed = torch.empty_like(x2d)
+    weight = None if weight is None else weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    mean = x2d.new_empty(rows, dtype=torch.float32)
+    rstd = x2d.new_empty(rows, dtype=torch.float32)
+    dtype = DTYPES[x2d.dtype]
+    _C.layer_norm_forward(
+        x2d.data_ptr(),
+        address(residual2d),
+        address(weight),
+        address(bias),
+        y.data_ptr(),
+        address(summed),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        rows,
+        columns,
+        eps,
+        dtype,
+        dtype if weight is None else DTYPES[weight.dtype],
+        dtype if bias is None else DTYPES[bias.dtype],
+        torch.get_num_threads(),
+    )
+    return y, summed, mean, rstd
+
+
+def layer_norm_backward(
+    dy: torch.Tensor,
+    dsummed: torch.Tensor | None,
+    x2d_or_summed: torch.Tensor,
+    weight: torch.Tensor | None,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    has_bias: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """(dx, dweight, dbias); `dx` is also the gradient of the residual.
+
+    `dy` (rows, columns) and `dsummed` (like it, or None: the gradient that reaches `summed` from elsewhere) in x's
+    dtype. `dweight` is None without weight, `dbias` without bias; both in the weight's dtype, summed in float32 in an
+    order that depends on the shape alone.
+    """
+    x2d, dy = x2d_or_summed.contiguous(), dy.contiguous()
+    dsummed = None if dsummed is None else dsummed.contiguous()
+    weight = None if weight is None else weight.contiguous()
+    rows, columns = x2d.shape
+    dx = torch.empty_like(x2d)
+    dweight = None if weight is None else torch.empty_like(weight)
+    parameter_dtype = x2d.dtype if weight is None else weight.dtype
+    dbias = x2d.new_empty(columns, dtype=parameter_dtype) if has_bias else None
+    code = DTYPES[parameter_dtype]
+    _C.layer_norm_backward(
+        dy.data_ptr(),
+        address(dsummed),
+        x2d.data_ptr(),
+        address(weight),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        dx.data_ptr(),
+        address(dweight),
+        address(dbias),
+        rows,
+        columns,
+        DTYPES[x2d.dtype],
+        code,
+        code,
+        torch.get_num_threads(),
+    )
+    return dx, dweight, dbias

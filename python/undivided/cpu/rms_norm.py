@@ -1,0 +1,80 @@
+"""RMS norm on a CPU: launchers over `undivided._C`."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _C
+from . import DTYPES, address
+
+
+def rms_norm_forward(
+    x2d: torch.Tensor, weight: torch.Tensor | None, residual2d: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """(y, summed, rstd) for `x2d` (rows, columns) in float32, bfloat16 or float16.
+
+    `weight` (columns,) in any of these dtypes, or None; `residual2d` like `x2d`, or None. What is normalised is
+    `summed = x + residual`, rounded to x's dtype (None without residual). `rstd` is float32 (rows,).
+    """
+    x2d = x2d.contiguous()
+    rows, columns = x2d.shape
+    y = torch.empty_like(x2d)
+    summed = None
+    if residual2d is not None:
+        residual2d = residual2d.contiguous()
+        summed = torch.empty_like(x2d)
+    weight = None if weight is None else weight.contiguous()
+    rstd = x2d.new_empty(rows, dtype=torch.float32)
+    dtype = DTYPES[x2d.dtype]
+    _C.rms_norm_forward(
+        x2d.data_ptr(),
+        address(residual2d),
+        address(weight),
+        y.data_ptr(),
+        address(summed),
+        rstd.data_ptr(),
+        rows,
+        columns,
+        eps,
+        dtype,
+        dtype if weight is None else DTYPES[weight.dtype],
+        torch.get_num_threads(),
+    )
+    return y, summed, rstd
+
+
+def rms_norm_backward(
+    dy: torch.Tensor,
+    dsummed: torch.Tensor | None,
+    x2d_or_summed: torch.Tensor,
+    weight: torch.Tensor | None,
+    rstd: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(dx, dweight); `dx` is also the gradient of the residual.
+
+    `dy` (rows, columns) and `dsummed` (like it, or None: the gradient that reaches `summed` from elsewhere) in x's
+    dtype. `dweight` is None without weight, else in its dtype, summed in float32 in an order that depends on the
+    shape alone.
+    """
+    x2d, dy = x2d_or_summed.contiguous(), dy.contiguous()
+    dsummed = None if dsummed is None else dsummed.contiguous()
+    weight = None if weight is None else weight.contiguous()
+    rows, columns = x2d.shape
+    dx = torch.empty_like(x2d)
+    dweight = None if weight is None else torch.empty_like(weight)
+    dtype = DTYPES[x2d.dtype]
+    _C.rms_norm_backward(
+        dy.data_ptr(),
+        address(dsummed),
+        x2d.data_ptr(),
+        address(weight),
+        rstd.data_ptr(),
+        dx.data_ptr(),
+        address(dweight),
+        rows,
+        columns,
+        dtype,
+        dtype if weight is None else DTYPES[weight.dtype],
+        torch.get_num_threads(),
+    )
+    return dx, dweight
