@@ -1,0 +1,135 @@
+"""Finding data: the order of places, the checks, and what is said when all of them fail."""
+
+import dataclasses
+import hashlib
+import http.server
+import lzma
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from undivided.tasks import find as find_module
+from undivided.tasks.datasets import CMUDICT, DATASETS, DataFile, Dataset, dataset
+from undivided.tasks.find import DataDamaged, DataNotFound, fetch, find, read_text
+
+TEXT = "A\tAH\n"
+
+
+def row(url: str, text: str = TEXT, name: str = "words.train") -> Dataset:
+    content = text.encode()
+    file = DataFile(name, f"{url}/{name}", hashlib.sha256(content).hexdigest(), len(content))
+    return Dataset("tiny", "a word", "g2p", url, "public domain, made by this test", (file,))
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty user's folder, cache and origin."""
+    monkeypatch.setenv("UNDIVIDED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("UNDIVIDED_DATA", raising=False)
+    (tmp_path / "user").mkdir()
+    (tmp_path / "origin").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def origin(places: Path):
+    """A server of the folder `origin`."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(places / "origin"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("below", ["", "tiny"])
+def test_the_folder_may_hold_the_files_or_a_folder_of_the_dataset(places: Path, below: str) -> None:
+    place = places / "user" / below
+    place.mkdir(exist_ok=True)
+    (place / "words.train").write_text(TEXT)
+    assert find(row("http://127.0.0.1:9"), places / "user")["words.train"] == place / "words.train"
+
+
+def test_a_compressed_file_is_checked_and_read_by_its_content(places: Path) -> None:
+    (places / "user" / "words.train.xz").write_bytes(lzma.compress(TEXT.encode()))
+    path = find(row("http://127.0.0.1:9"), places / "user")["words.train"]
+    assert path.suffix == ".xz" and read_text(path) == TEXT
+
+
+def test_the_variable_names_the_folder_and_the_option_goes_first(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (places / "user" / "words.train").write_text(TEXT)
+    monkeypatch.setenv("UNDIVIDED_DATA", str(places / "user"))
+    assert find(row("http://127.0.0.1:9"))["words.train"].parent == places / "user"
+    with pytest.raises(DataNotFound, match="elsewhere does not hold"):
+        find(row("http://127.0.0.1:9"), places / "elsewhere", download=False)
+
+
+def test_a_download_is_checked_kept_in_the_cache_and_announced(
+    places: Path, origin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (places / "origin" / "words.train").write_text(TEXT)
+    wanted = row(origin)
+    path = find(wanted)["words.train"]
+    assert path == places / "cache" / "tiny" / "words.train" and path.read_text() == TEXT
+    assert "made by this test" in capsys.readouterr().err
+    (places / "origin" / "words.train").unlink()
+    assert find(wanted)["words.train"] == path
+
+
+def test_a_changed_download_is_refused_and_leaves_nothing(places: Path, origin: str) -> None:
+    (places / "origin" / "words.train").write_text("B\tB IY\n")
+    with pytest.raises(DataDamaged, match="the table has"):
+        fetch(row(origin), places / "cache" / "tiny")
+    assert list((places / "cache" / "tiny").iterdir()) == []
+
+
+def test_a_damaged_file_is_named_and_not_skipped(places: Path) -> None:
+    (places / "user" / "words.train").write_text("B\tB IY\n")
+    with pytest.raises(DataDamaged, match=r"words\.train has sha256 [0-9a-f]{64}, the published file has"):
+        find(row("http://127.0.0.1:9"), places / "user")
+    (places / "user" / "words.train").unlink()
+    (places / "user" / "words.train.xz").write_bytes(lzma.compress(TEXT.encode())[:-9])
+    with pytest.raises(DataDamaged, match="not a whole xz file"):
+        find(row("http://127.0.0.1:9"), places / "user")
+
+
+def test_the_error_names_all_places(places: Path, origin: str) -> None:
+    with pytest.raises(DataNotFound) as caught:
+        find(row(origin), places / "user")
+    text = str(caught.value)
+    assert f"(1) {places / 'user'} does not hold words.train[.xz]" in text
+    assert f"(2) the cache {places / 'cache' / 'tiny'}" in text
+    assert f"(3) the download from {origin} failed: HTTP Error 404" in text
+    assert "\n" not in text and isinstance(caught.value, FileNotFoundError)
+    with pytest.raises(DataNotFound, match=r"\(1\) no folder was named \(--data DIR.*UNDIVIDED_DATA"):
+        find(row(origin))
+
+
+def test_a_partly_filled_folder_is_not_enough(places: Path) -> None:
+    two = row("http://127.0.0.1:9")
+    two = dataclasses.replace(two, files=(*two.files, dataclasses.replace(two.files[0], name="words.test")))
+    (places / "user" / "words.train").write_text(TEXT)
+    with pytest.raises(DataNotFound):
+        find(two, places / "user", download=False)
+
+
+def test_the_table_is_whole() -> None:
+    for name, one in DATASETS.items():
+        assert name == one.name and one.licence and one.origin.startswith("https://")
+        assert all(len(file.sha256) == 64 and file.url.startswith("https://") and file.size for file in one.files)
+    assert dataset("g2p") is CMUDICT
+    with pytest.raises(ValueError, match="'nothing'; allowed: cmudict-g014b2b"):
+        dataset("nothing")
+
+
+def test_downloads_time_out() -> None:
+    assert 0 < find_module.TIMEOUT_SECONDS <= 60
