@@ -1,0 +1,114 @@
+"""Everything that decides how a training goes, as data that a checkpoint carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+
+from .schedule import Budget, Schedule
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training. `steps` or `minutes` is the budget; `model_options` override fields of the model's config.
+
+    `warmup` and `floor` are parts of the budget and of `lr`; `clip` is the largest norm of the gradient (0: no limit);
+    `ema` is the decay of the averaged weights that are scored and kept (None: the weights themselves);
+    `evaluations` spreads that many development scores, on `dev_words` words (0: all), evenly over the budget.
+
+    Raises:
+        ValueError: a value is out of range; the text gives it and the range.
+    """
+
+    task: str
+    model: str = "transformer"
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 128
+    lr: float = 3e-3
+    warmup: float = 0.05
+    floor: float = 0.0
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.0
+    clip: float = 1.0
+    ema: float | None = None
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    evaluations: int = 10
+    dev_words: int = 500
+    log_every: int = 20
+    checkpoint_seconds: float = 60.0
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _ = self.budget, self.schedule
+        for name, low in (("batch_size", 1), ("evaluations", 1), ("dev_words", 0), ("log_every", 1), ("clip", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema={self.ema} must be above 0 and below 1, or be left out")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
+        if self.dtype == "float16":
+            raise ValueError("dtype='float16' would need loss scaling; use bfloat16 or float32 to train")
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.steps, self.minutes)
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.lr, self.warmup, self.floor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {**asdict(self), "model_options": dict(self.model_options)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a name is unknown, so the checkpoint comes from another version.
+        """
+        unknown = values.keys() - {one.name for one in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown settings {', '.join(sorted(unknown))}: another version wrote this checkpoint")
+        return cls(**values)
+
+
+def choose_device(asked: str = "auto") -> str:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        ValueError: the device is unknown, or is a GPU that is not there.
+    """
+    gpu = torch.cuda.is_available()
+    if asked == "auto":
+        return "cuda" if gpu else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise ValueError(f"device={asked!r} is unknown; allowed: auto, cpu, cuda, cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={asked!r} is not supported; allowed: auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (not gpu or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(
+            f"device={asked!r} is not there; torch sees {torch.cuda.device_count()} GPUs; use --device cpu"
+        )
+    return asked
+
+
+def choose_dtype(asked: str, device: str) -> str:
+    """`auto` is bfloat16 on a GPU (compute under autocast, weights in float32) and float32 on a CPU."""
+    if asked != "auto":
+        return asked
+    return "bfloat16" if device.startswith("cuda") else "float32"
