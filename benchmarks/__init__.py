@@ -1,0 +1,1 @@
+"""Cases and providers by op, and the runner that times them. The command line is their only caller."""

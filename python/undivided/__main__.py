@@ -1,0 +1,5 @@
+"""`python -m undivided` is the command line."""
+
+from .cli import entry
+
+entry()

@@ -1,0 +1,18 @@
+"""One file a subcommand: `add_arguments(parser)` and `run(args) -> exit code`. Imported when it is asked for."""
+
+from __future__ import annotations
+
+COMMANDS = {
+    "info": "what this machine and this installation can run",
+    "verify": "check every kernel that runs here against the float64 reference",
+    "bench": "time the kernels against their peers",
+    "data": "list or fetch the datasets of the tasks",
+    "train": "train a model on a task",
+    "evaluate": "score a checkpoint beside published figures",
+    "generate": "run a checkpoint on your own input",
+    "demo": "info, a quick verify, a short training, its score and an example",
+}
+
+
+class CommandError(Exception):
+    """What the user asked for cannot be done; the text is shown as one line."""

@@ -1,0 +1,162 @@
+"""Which backend runs a call, and why.
+
+A call is described by plain data (no tensors). A backend is a name, the module that holds its launchers (imported
+only once the backend is chosen) and a tuple of rules; a rule returns None, or a sentence that says what was asked,
+what is supported and what to do about it. `auto` takes the first row of a table that has no objection, so the order
+of the table is the whole policy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+BACKENDS = ("auto", "cuda", "triton", "cpu", "sdpa", "reference")
+
+
+class BackendRefused(RuntimeError):
+    """No backend, or not the one asked for, runs this call. The text lists every backend's objections."""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What a choice of attention backend may depend on. Sizes in elements; no tensors."""
+
+    device: str
+    dtype: str
+    batch: int
+    seqlen_q: int
+    seqlen_k: int
+    nheads: int
+    nheads_kv: int
+    head_dim: int
+    head_dim_v: int
+    packed: bool = False
+    causal: bool = False
+    window: tuple[int | None, int | None] = (None, None)
+    query_offset: str | None = None  # None, "int" or "tensor"
+    key_lengths: bool = False
+    query_lengths: bool = False
+    mask: bool = False
+    bias: str | None = None  # None, "dense", "relative" or "alibi"
+    softcap: bool = False
+    sinks: bool = False
+    dropout: bool = False
+    return_lse: bool = False
+    needs_grad: bool = False
+    bias_needs_grad: bool = False
+
+
+@dataclass(frozen=True)
+class NormCall:
+    """What a choice of a layer norm or RMS norm backend may depend on."""
+
+    device: str
+    dtype: str
+    rows: int
+    columns: int
+    residual: bool = False
+    needs_grad: bool = False
+
+
+@dataclass(frozen=True)
+class FeedForwardCall:
+    """What a choice of feed-forward backend may depend on."""
+
+    device: str
+    dtype: str
+    rows: int
+    d_model: int
+    d_ff: int
+    activation: str = "gelu"
+    gated: bool = False
+    needs_grad: bool = False
+
+
+Call = AttentionCall | NormCall | FeedForwardCall
+Rule = Callable[[Any], str | None]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row of a table: `auto=False` keeps a row out of `backend="auto"`, for the reason in `note`."""
+
+    name: str
+    module: str
+    rules: tuple[Rule, ...] = field(default=())
+    auto: bool = True
+    note: str = ""
+
+    def objections(self, call: Call) -> list[str]:
+        return [text for rule in self.rules if (text := rule(call)) is not None]
+
+
+@cache
+def module_missing(name: str) -> str | None:
+    """None when the module `name` can be imported; otherwise the reason."""
+    try:
+        found = importlib.util.find_spec(name) is not None
+    except ImportError as error:
+        return str(error)
+    return None if found else f"{name} is not installed"
+
+
+def load(backend: Backend) -> ModuleType:
+    """The module with the launchers. An error inside it is a broken kernel and is not hidden."""
+    return importlib.import_module(backend.module)
+
+
+def report(table: tuple[Backend, ...], call: Call) -> list[tuple[str, str]]:
+    """(backend, verdict) for every row of the table, in the order in which `auto` asks them."""
+    rows = []
+    for backend in table:
+        objections = backend.objections(call)
+        if objections:
+            verdict = "; ".join(objections)
+        elif not backend.auto:
+            verdict = f"can run it, when asked for by name: {backend.note}"
+        else:
+            verdict = "can run it"
+        rows.append((backend.name, verdict))
+    return rows
+
+
+def report_text(table: tuple[Backend, ...], call: Call) -> str:
+    return "\n".join(f"  {name:<10} {verdict}" for name, verdict in report(table, call))
+
+
+def choose(table: tuple[Backend, ...], call: Call, backend: str = "auto") -> Backend:
+    """The backend that runs `call`: the first willing row for "auto", or the named one.
+
+    Raises:
+        ValueError: `backend` is no backend's name.
+        BackendRefused: the named backend (or every backend) objects; the text lists all objections.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown; allowed: {', '.join(BACKENDS)}")
+    for row in table:
+        wanted = row.auto if backend == "auto" else row.name == backend
+        if wanted and not row.objections(call):
+            if backend == "auto" and row.name == "reference" and call.device == "cuda":
+                warn_reference(table, call)
+            return row
+    raise refusal(table, call, backend)
+
+
+def warn_reference(table: tuple[Backend, ...], call: Call) -> None:
+    text = report_text(table, call)
+    warnings.warn(f"no fused backend runs this call, so the slow reference does:\n{text}", stacklevel=4)
+
+
+def refusal(table: tuple[Backend, ...], call: Call, backend: str) -> BackendRefused:
+    asked = "no backend runs this call" if backend == "auto" else f"backend={backend!r} does not run this call"
+    names = [row.name for row in table]
+    if backend not in (*names, "auto"):
+        asked += f" (it has no kernel for this op; there are: {', '.join(names)})"
+    return BackendRefused(f"{asked}\n{call}\n{report_text(table, call)}")

@@ -1,0 +1,28 @@
+"""Every environment variable that the package reads, in one place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def data_folder() -> Path | None:
+    """`UNDIVIDED_DATA`: a folder with the datasets of the tasks."""
+    value = os.environ.get("UNDIVIDED_DATA")
+    return Path(value).expanduser() if value else None
+
+
+def cache_folder() -> Path:
+    """`UNDIVIDED_CACHE`: where downloads are kept; by default `~/.cache/undivided`."""
+    value = os.environ.get("UNDIVIDED_CACHE")
+    return Path(value).expanduser() if value else Path.home() / ".cache" / "undivided"
+
+
+def cpu_variant() -> str | None:
+    """`UNDIVIDED_CPU_VARIANT`: forces one instruction-set variant of the C++ kernels."""
+    return os.environ.get("UNDIVIDED_CPU_VARIANT") or None
+
+
+def interpreting() -> bool:
+    """`TRITON_INTERPRET`, Triton's own variable: its kernels run in Python on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")

@@ -1,0 +1,20 @@
+"""The public ops: contract, validation, autograd and choice of backend."""
+
+from .attention import attention, attention_packed
+from .explain import explain
+from .feed_forward import feed_forward
+from .layer_norm import layer_norm
+from .merge import merge_attention
+from .rms_norm import rms_norm
+from .rotary import rotary
+
+__all__ = [
+    "attention",
+    "attention_packed",
+    "explain",
+    "feed_forward",
+    "layer_norm",
+    "merge_attention",
+    "rms_norm",
+    "rotary",
+]

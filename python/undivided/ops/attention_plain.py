@@ -1,0 +1,95 @@
+"""A call of attention in plain form: a fixed tuple of tensors and a fixed tuple of numbers.
+
+The same two tuples feed the autograd function, the ops registered for torch.compile and every backend's launchers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tensors(NamedTuple):
+    """q, k, v in the public layout (batch, seqlen, nheads, head_dim), or (total, nheads, head_dim) when packed."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None = None  # 4-D, size 1 where it broadcasts
+    relative_table: Tensor | None = None  # (num_buckets, nheads)
+    sinks: Tensor | None = None  # (nheads,)
+    alibi_slopes: Tensor | None = None  # (nheads,) or (batch, nheads), float32
+    mask: Tensor | None = None  # bool, 4-D, size 1 where it broadcasts
+    key_lengths: Tensor | None = None  # int32 (batch,)
+    query_lengths: Tensor | None = None  # int32 (batch,)
+    offsets: Tensor | None = None  # query_offset as int32 (batch,)
+    cu_seqlens_q: Tensor | None = None  # int32 (batch + 1,)
+    cu_seqlens_k: Tensor | None = None
+
+
+class Numbers(NamedTuple):
+    scale: float
+    left: int | None = None
+    right: int | None = None
+    offset: int | None = None
+    max_distance: int = 128
+    bidirectional: bool = True
+    softcap: float | None = None
+    dropout_p: float = 0.0
+    seed: int = 0
+    max_seqlen_q: int | None = None
+    max_seqlen_k: int | None = None
+
+
+def launcher_keywords(tensors: Tensors, numbers: Numbers) -> dict[str, Any]:
+    """The keywords that every backend's launchers take, only those that are in use."""
+    words: dict[str, Any] = {"scale": numbers.scale, "window": (numbers.left, numbers.right)}
+    if tensors.cu_seqlens_q is not None:
+        words.update(
+            cu_seqlens_q=tensors.cu_seqlens_q,
+            cu_seqlens_k=tensors.cu_seqlens_k,
+            max_seqlen_q=numbers.max_seqlen_q,
+            max_seqlen_k=numbers.max_seqlen_k,
+        )
+    else:
+        shape = (tensors.q.shape[0], tensors.q.shape[2], tensors.q.shape[1], tensors.k.shape[1])
+        for name in ("bias", "mask"):
+            value = getattr(tensors, name)
+            if value is not None:
+                words[name] = value.expand(shape)
+    for name in ("key_lengths", "query_lengths", "sinks", "alibi_slopes"):
+        value = getattr(tensors, name)
+        if value is not None:
+            words[name] = value
+    if tensors.relative_table is not None:
+        words.update(
+            relative_table=tensors.relative_table,
+            max_distance=numbers.max_distance,
+            bidirectional=numbers.bidirectional,
+        )
+    offset = numbers.offset if tensors.offsets is None else tensors.offsets
+    if offset is not None:
+        words["query_offset"] = offset
+    if numbers.softcap is not None:
+        words["softcap"] = numbers.softcap
+    if numbers.dropout_p:
+        words.update(dropout_p=numbers.dropout_p, seed=numbers.seed)
+    return words
+
+
+def output_shapes(tensors: Tensors) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of out and lse."""
+    q, v = tensors.q, tensors.v
+    out = (*q.shape[:-1], v.shape[-1])
+    if tensors.cu_seqlens_q is not None:
+        return out, (q.shape[1], q.shape[0])
+    return out, (q.shape[0], q.shape[2], q.shape[1])
+
+
+def empty_outputs(tensors: Tensors) -> tuple[Tensor, Tensor]:
+    """Uninitialised out and lse: what the fakes of torch.compile need to know."""
+    out, lse = output_shapes(tensors)
+    q = tensors.q
+    return q.new_empty(out), torch.empty(lse, dtype=torch.float32, device=q.device)

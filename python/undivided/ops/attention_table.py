@@ -1,0 +1,57 @@
+"""The attention backends, in the order in which `auto` asks them."""
+
+from __future__ import annotations
+
+from ..dispatch import AttentionCall, Backend
+from ..rules import (
+    head_dims,
+    kernel_dtype,
+    needs_cpu_extension,
+    needs_gpu_or_interpreter,
+    needs_triton,
+    on_cpu,
+    tensor_cores,
+)
+
+
+def sdpa_words(call: AttentionCall) -> str | None:
+    """What torch's scaled_dot_product_attention cannot say exactly as the contract does."""
+    refused = {
+        "a packed batch": call.packed,
+        "softcap": call.softcap,
+        "sinks": call.sinks,
+        "dropout from a seed": call.dropout,
+        "return_lse": call.return_lse,
+        "a window": call.window != (None, None) and call.window != (None, 0),
+        "query_offset": call.query_offset is not None,
+        "query_lengths": call.query_lengths,
+        f"a {call.bias} bias": call.bias in ("relative", "alibi"),
+    }
+    asked = [word for word, present in refused.items() if present]
+    return f"torch's kernel has no {', no '.join(asked)}; leave it out or use another backend" if asked else None
+
+
+def sdpa_square(call: AttentionCall) -> str | None:
+    if call.window == (None, 0) and call.seqlen_q != call.seqlen_k:
+        return f"torch aligns causal top-left, so only square attention agrees: got {call.seqlen_q} x {call.seqlen_k}"
+    if call.window == (None, 0) and (call.mask or call.key_lengths or call.bias):
+        return "torch takes causal or a mask, not both"
+    return None
+
+
+TRITON = Backend(
+    name="triton",
+    module="undivided.ops.triton_attention",
+    rules=(needs_triton, needs_gpu_or_interpreter, tensor_cores, kernel_dtype, head_dims),
+    auto=False,
+    note="it passes the interpreter and compiles, but has not run on a GPU yet",
+)
+CPU = Backend(
+    name="cpu",
+    module="undivided.cpu.attention",
+    rules=(needs_cpu_extension, on_cpu, kernel_dtype, head_dims),
+)
+SDPA = Backend(name="sdpa", module="undivided.sdpa.attention", rules=(sdpa_words, sdpa_square))
+REFERENCE = Backend(name="reference", module="undivided.reference")
+
+ATTENTION: tuple[Backend, ...] = (SDPA, REFERENCE)

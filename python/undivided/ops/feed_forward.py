@@ -1,0 +1,197 @@
+"""The feed-forward network: the public op and its autograd."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..dispatch import FeedForwardCall, choose
+from .checks import autocast_to, has_shape, is_float, last_contiguous, same_device, same_dtype
+from .feed_forward_table import FEED_FORWARD
+from .norm_checks import wants_grad
+from .registration import register, register_gradient
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+
+
+def feed_forward(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor | None = None,
+    activation: str = "gelu",
+    w_gate: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """act(x w_in^T + b_in) w_out^T + b_out (Vaswani et al. 2017, section 3.3), gated when `w_gate` is given.
+
+    Args:
+        x: (..., d_model), float32, bfloat16 or float16 (float64 on the reference).
+        w_in: (d_ff, d_model); b_in: (d_ff,) or None; w_out: (d_model, d_ff); b_out: (d_model,) or None. x's dtype.
+        activation: relu, gelu (exact, by erf), gelu_tanh or silu.
+        w_gate: (d_ff, d_model) or None. With it the activation is multiplied by x w_gate^T: silu makes SwiGLU, gelu
+            GEGLU (Shazeer 2020, equation 6).
+
+    Returns:
+        (..., d_model), x's dtype.
+
+    Raises:
+        ValueError, TypeError: a shape, value or dtype that is not allowed.
+        BackendRefused: the backend asked for cannot run the call.
+    """
+    x, w_in, b_in, w_out, b_out, w_gate = autocast_to(x, w_in, b_in, w_out, b_out, w_gate)  # type: ignore[assignment]
+    _check(x, w_in, b_in, w_out, b_out, activation, w_gate)
+    d_ff, d_model = w_in.shape
+    call = FeedForwardCall(
+        device=x.device.type,
+        dtype=str(x.dtype).removeprefix("torch."),
+        rows=x.numel() // max(d_model, 1),
+        d_model=d_model,
+        d_ff=d_ff,
+        activation=activation,
+        gated=w_gate is not None,
+        needs_grad=wants_grad(x, w_in, b_in, w_out, b_out, w_gate),
+    )
+    row = choose(FEED_FORWARD, call, backend)
+    if row.name == "reference":
+        return reference.feed_forward(x, w_in, b_in, w_out, b_out, activation, w_gate)
+    flat = last_contiguous(x.reshape(-1, d_model))
+    values = (flat, w_in, b_in, w_out, b_out, w_gate)
+    if torch.compiler.is_compiling():
+        out = torch.ops.undivided.feed_forward_forward(row.module, activation, *values)[0]
+    elif call.needs_grad:
+        out = FeedForwardFunction.apply(row.module, activation, *values)
+    else:
+        out = _launch(row.module, activation, *values)[0]
+    return out.view(x.shape)
+
+
+def _check(x: Tensor, w_in: Tensor, b_in: Any, w_out: Tensor, b_out: Any, activation: str, w_gate: Any) -> None:
+    is_float("x", x)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r} is unknown; allowed: {', '.join(ACTIVATIONS)}")
+    is_float("w_in", w_in)
+    if w_in.dim() != 2 or x.dim() < 1 or x.shape[-1] != w_in.shape[1]:
+        raise ValueError(f"w_in has shape {tuple(w_in.shape)}, expected (d_ff, d_model) with x {tuple(x.shape)}")
+    d_ff, d_model = w_in.shape
+    shapes = {
+        "w_in": (w_in, (d_ff, d_model), "(d_ff, d_model)"),
+        "b_in": (b_in, (d_ff,), "(d_ff,)"),
+        "w_out": (w_out, (d_model, d_ff), "(d_model, d_ff)"),
+        "b_out": (b_out, (d_model,), "(d_model,)"),
+        "w_gate": (w_gate, (d_ff, d_model), "(d_ff, d_model)"),
+    }
+    for name, (value, shape, words) in shapes.items():
+        if value is not None:
+            is_float(name, value)
+            has_shape(name, value, shape, words)
+            same_dtype("x", x, name, value)
+            same_device("x", x, name, value)
+
+
+def _launch(module: str, activation: str, x: Tensor, w_in: Any, b_in: Any, w_out: Any, b_out: Any, w_gate: Any) -> Any:
+    """(out, h, g or None): h and g are the pre-activation and the gate, (rows, d_ff)."""
+    launchers = importlib.import_module(module)
+    return launchers.feed_forward_forward(x, w_in, b_in, w_out, b_out, activation, w_gate)
+
+
+def _launch_backward(module: str, activation: str, dout: Tensor, saved: Any, biases: Any) -> Any:
+    """(dx, dw_in, db_in, dw_out, db_out, dw_gate), None where there is no such input."""
+    launchers = importlib.import_module(module)
+    x, h, g, w_in, w_out, w_gate = saved
+    return launchers.feed_forward_backward(dout.contiguous(), x, h, g, w_in, w_out, w_gate, activation, *biases)
+
+
+class FeedForwardFunction(torch.autograd.Function):
+    """apply(module, activation, x, w_in, b_in, w_out, b_out, w_gate) -> out; x is (rows, d_model)."""
+
+    @staticmethod
+    def forward(ctx: Any, module: str, activation: str, *values: Any) -> Tensor:
+        x, w_in, b_in, w_out, b_out, w_gate = values
+        out, h, g = _launch(module, activation, *values)
+        ctx.save_for_backward(x, h, g, w_in, w_out, w_gate)
+        ctx.names, ctx.biases = (module, activation), (b_in is not None, b_out is not None)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+        module, activation = ctx.names
+        return None, None, *_launch_backward(module, activation, dout, ctx.saved_tensors, ctx.biases)
+
+
+def _forward(module: str, activation: str, x: Tensor, *rest: Any) -> Any:
+    out, h, g = _launch(module, activation, x, *rest)
+    return out, h, x.new_empty(0) if g is None else g
+
+
+def _forward_fake(
+    module: str, activation: str, x: Tensor, w_in: Tensor, b_in: Any, w_out: Any, b_out: Any, w_gate: Any
+) -> Any:
+    h = x.new_empty((x.shape[0], w_in.shape[0]))
+    return x.new_empty(x.shape), h, x.new_empty(0) if w_gate is None else torch.empty_like(h)
+
+
+def _backward(module: str, activation: str, dout: Tensor, x: Tensor, *rest: Any) -> Any:
+    grads = _launch_backward(module, activation, dout, (x, *rest[:-2]), rest[-2:])
+    return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def _backward_fake(
+    module: str,
+    activation: str,
+    dout: Any,
+    x: Any,
+    h: Any,
+    g: Any,
+    w_in: Any,
+    w_out: Any,
+    w_gate: Any,
+    b_in: bool,
+    b_out: bool,
+) -> Any:
+    absent = x.new_empty(0)
+    return (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        torch.empty_like(w_in),
+        w_in.new_empty(w_in.shape[0]) if b_in else absent,
+        torch.empty_like(w_out),
+        w_out.new_empty(w_out.shape[0]) if b_out else absent.clone(),
+        absent.clone() if w_gate is None else torch.empty_like(w_gate),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    module, activation, x, w_in, b_in, w_out, b_out, w_gate = inputs
+    _, h, g = output
+    ctx.save_for_backward(x, h, None if w_gate is None else g, w_in, w_out, w_gate)
+    ctx.names, ctx.biases, ctx.gated = (module, activation), (b_in is not None, b_out is not None), w_gate is not None
+
+
+def _autograd(ctx: Any, dout: Tensor, *_: Any) -> Any:
+    grads = list(torch.ops.undivided.feed_forward_backward(*ctx.names, dout, *ctx.saved_tensors, *ctx.biases))
+    for index, present in ((2, ctx.biases[0]), (4, ctx.biases[1]), (5, ctx.gated)):
+        grads[index] = grads[index] if present else None
+    return None, None, *grads
+
+
+register(
+    "feed_forward_forward",
+    "(str module, str activation, Tensor x, Tensor w_in, Tensor? b_in, Tensor w_out, Tensor? b_out, Tensor? w_gate)"
+    " -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+register(
+    "feed_forward_backward",
+    "(str module, str activation, Tensor dout, Tensor x, Tensor h, Tensor? g, Tensor w_in, Tensor w_out, "
+    "Tensor? w_gate, bool has_b_in, bool has_b_out) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+register_gradient("feed_forward_forward", _autograd, _setup)

@@ -1,0 +1,44 @@
+"""Layer norm: the public op."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import reference
+from ..dispatch import choose
+from . import norm_autograd
+from .norm_checks import check_norm, describe, rows, wants_grad
+from .norm_table import LAYER_NORM
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension (Ba et al. 2016, section 3).
+
+    Args:
+        x: (..., columns), float32, bfloat16 or float16 (float64 on the reference).
+        weight, bias: (columns,), any float dtype, or None; bias needs a weight of its dtype. Statistics are float32.
+        eps: added to the variance.
+        residual: as x. With it, x + residual is normalised, in the same pass.
+
+    Returns:
+        y, x's shape and dtype; with `residual`, (y, x + residual).
+
+    Raises:
+        ValueError, TypeError: a shape, value or dtype that is not allowed.
+        BackendRefused: the backend asked for cannot run the call.
+    """
+    check_norm(x, weight, bias, eps, residual)
+    row = choose(LAYER_NORM, describe(x, residual, wants_grad(x, weight, bias, residual)), backend)
+    if row.name == "reference":
+        return reference.layer_norm(x, weight, bias, eps, residual)
+    flat = None if residual is None else rows(residual)
+    y, summed = norm_autograd.apply("layer_norm", row.module, rows(x), weight, bias, flat, eps)
+    return y.view(x.shape) if residual is None else (y.view(x.shape), summed.view(x.shape))

@@ -1,0 +1,139 @@
+"""Autograd of layer norm and RMS norm over any backend of kernels.
+
+The two differ only in their launchers: RMS norm has neither a mean nor a bias.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .norm_checks import wants_grad
+from .registration import register, register_gradient
+
+
+def launch(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> Any:
+    """(y, summed or None, mean or None, rstd); x and residual are (rows, columns)."""
+    launchers = importlib.import_module(module)
+    if op == "layer_norm":
+        return launchers.layer_norm_forward(x, weight, bias, residual, eps)
+    y, summed, rstd = launchers.rms_norm_forward(x, weight, residual, eps)
+    return y, summed, None, rstd
+
+
+def launch_backward(
+    op: str,
+    module: str,
+    dy: Tensor | None,
+    dsummed: Any,
+    x: Tensor,
+    weight: Any,
+    mean: Any,
+    rstd: Tensor,
+    has_bias: bool,
+) -> Any:
+    """(dx, dweight or None, dbias or None); x is what was normalised."""
+    launchers = importlib.import_module(module)
+    dy = torch.zeros_like(x) if dy is None else dy if dy.stride(-1) == 1 else dy.contiguous()
+    if dsummed is not None and dsummed.stride(-1) != 1:
+        dsummed = dsummed.contiguous()
+    if op == "layer_norm":
+        return launchers.layer_norm_backward(dy, dsummed, x, weight, mean, rstd, has_bias)
+    dx, dweight = launchers.rms_norm_backward(dy, dsummed, x, weight, rstd)
+    return dx, dweight, None
+
+
+class NormFunction(torch.autograd.Function):
+    """apply(op, module, x, weight, bias, residual, eps) -> (y, summed or None)."""
+
+    @staticmethod
+    def forward(ctx: Any, op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> Any:
+        y, summed, mean, rstd = launch(op, module, x, weight, bias, residual, eps)
+        ctx.save_for_backward(x if summed is None else summed, weight, mean, rstd)
+        ctx.names, ctx.has_bias, ctx.has_residual = (op, module), bias is not None, residual is not None
+        ctx.set_materialize_grads(False)
+        return y, summed
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dsummed: Tensor | None) -> Any:  # type: ignore[override]
+        x, weight, mean, rstd = ctx.saved_tensors
+        op, module = ctx.names
+        grads = launch_backward(op, module, dy, dsummed, x, weight, mean, rstd, ctx.has_bias)
+        return None, None, *grads, grads[0] if ctx.has_residual else None, None
+
+
+def _absent(x: Tensor) -> Tensor:
+    """A registered op returns tensors only: an empty one stands for None."""
+    return x.new_empty(0)
+
+
+def _forward(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> Any:
+    y, summed, mean, rstd = launch(op, module, x, weight, bias, residual, eps)
+    return y, _absent(x) if summed is None else summed, _absent(rstd) if mean is None else mean, rstd
+
+
+def _forward_fake(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> Any:
+    rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    mean = torch.empty_like(rstd) if op == "layer_norm" else _absent(rstd)
+    return x.new_empty(x.shape), _absent(x) if residual is None else x.new_empty(x.shape), mean, rstd
+
+
+def _backward(
+    op: str, module: str, dy: Tensor, dsummed: Any, x: Tensor, weight: Any, mean: Any, rstd: Any, has_bias: bool
+) -> Any:
+    grads = launch_backward(op, module, dy, dsummed, x, weight, mean, rstd, has_bias)
+    return tuple(_absent(x) if grad is None else grad for grad in grads)
+
+
+def _backward_fake(
+    op: str, module: str, dy: Tensor, dsummed: Any, x: Tensor, weight: Any, mean: Any, rstd: Any, has_bias: bool
+) -> Any:
+    dweight = _absent(x) if weight is None else torch.empty_like(weight)
+    return x.new_empty(x.shape), dweight, torch.empty_like(weight) if has_bias else _absent(x)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    op, module, x, weight, bias, residual, _ = inputs
+    _, summed, mean, rstd = output
+    ctx.save_for_backward(x if residual is None else summed, weight, mean, rstd)
+    ctx.names, ctx.has_bias, ctx.has_residual = (op, module), bias is not None, residual is not None
+    ctx.has_weight = weight is not None
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, dy: Tensor | None, dsummed: Tensor | None, *_: Any) -> Any:
+    x = ctx.saved_tensors[0]
+    dy = torch.zeros_like(x) if dy is None else dy
+    dsummed = dsummed if ctx.has_residual else None
+    dx, dweight, dbias = torch.ops.undivided.norm_backward(*ctx.names, dy, dsummed, *ctx.saved_tensors, ctx.has_bias)
+    dweight, dbias = dweight if ctx.has_weight else None, dbias if ctx.has_bias else None
+    return None, None, dx, dweight, dbias, dx if ctx.has_residual else None, None
+
+
+register(
+    "norm_forward",
+    "(str op, str module, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+register(
+    "norm_backward",
+    "(str op, str module, Tensor dy, Tensor? dsummed, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, "
+    "bool has_bias) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+register_gradient("norm_forward", _autograd, _setup)
+
+
+def apply(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> tuple[Tensor, Any]:
+    """(y, summed) with gradients, by the cheapest path that the caller's mode allows."""
+    if torch.compiler.is_compiling():
+        return torch.ops.undivided.norm_forward(op, module, x, weight, bias, residual, eps)[:2]
+    if wants_grad(x, weight, bias, residual):
+        return NormFunction.apply(op, module, x, weight, bias, residual, eps)
+    return launch(op, module, x, weight, bias, residual, eps)[:2]

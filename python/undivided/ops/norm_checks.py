@@ -1,0 +1,51 @@
+"""Validation that layer norm and RMS norm share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..dispatch import NormCall
+from .checks import has_shape, is_float, last_contiguous, same_device, same_dtype
+
+
+def check_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None) -> None:
+    is_float("x", x)
+    if x.dim() < 1 or x.shape[-1] == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., columns) with at least one column")
+    if not eps >= 0:
+        raise ValueError(f"eps = {eps} must be at least 0")
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            is_float(name, value)
+            has_shape(name, value, (x.shape[-1],), "(columns,)")
+            same_device("x", x, name, value)
+    if bias is not None and weight is None:
+        raise ValueError("bias is given without weight; allowed: both, weight alone, or neither")
+    if weight is not None and bias is not None:
+        same_dtype("weight", weight, "bias", bias)
+    if residual is not None:
+        is_float("residual", residual)
+        has_shape("residual", residual, tuple(x.shape), "x's shape")
+        same_dtype("x", x, "residual", residual)
+        same_device("x", x, "residual", residual)
+
+
+def rows(value: Tensor) -> Tensor:
+    """(..., columns) as (rows, columns), a view where the strides allow it."""
+    return last_contiguous(value.reshape(-1, value.shape[-1]))
+
+
+def describe(x: Tensor, residual: Tensor | None, needs_grad: bool) -> NormCall:
+    return NormCall(
+        device=x.device.type,
+        dtype=str(x.dtype).removeprefix("torch."),
+        rows=x.numel() // x.shape[-1],
+        columns=x.shape[-1],
+        residual=residual is not None,
+        needs_grad=needs_grad,
+    )
+
+
+def wants_grad(*values: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)

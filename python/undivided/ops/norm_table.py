@@ -1,0 +1,21 @@
+"""The backends of the norms, in the order in which `auto` asks them."""
+
+from __future__ import annotations
+
+from ..dispatch import Backend
+from ..rules import kernel_dtype, needs_cpu_extension, needs_gpu_or_interpreter, needs_triton, on_cpu, tensor_cores
+
+UNPROVEN = "it passes the interpreter and compiles, but has not run on a GPU yet"
+
+
+def table(op: str) -> tuple[Backend, ...]:
+    triton_rules = (needs_triton, needs_gpu_or_interpreter, tensor_cores, kernel_dtype)
+    return (
+        Backend("triton", f"undivided.ops.triton_{op}", triton_rules, auto=False, note=UNPROVEN),
+        Backend("cpu", f"undivided.cpu.{op}", (needs_cpu_extension, on_cpu, kernel_dtype)),
+        Backend("reference", "undivided.reference"),
+    )
+
+
+LAYER_NORM = table("layer_norm")
+RMS_NORM = table("rms_norm")

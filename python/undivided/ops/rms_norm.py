@@ -1,0 +1,43 @@
+"""RMS norm: the public op."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import reference
+from ..dispatch import choose
+from . import norm_autograd
+from .norm_checks import check_norm, describe, rows, wants_grad
+from .norm_table import RMS_NORM
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+    residual: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019, section 4).
+
+    Args:
+        x: (..., columns), float32, bfloat16 or float16 (float64 on the reference).
+        weight: (columns,), any float dtype, or None. Statistics are float32 whatever the dtypes.
+        eps: added to the mean square.
+        residual: as x. With it, x + residual is normalised, in the same pass.
+
+    Returns:
+        y, x's shape and dtype; with `residual`, (y, x + residual).
+
+    Raises:
+        ValueError, TypeError: a shape, value or dtype that is not allowed.
+        BackendRefused: the backend asked for cannot run the call.
+    """
+    check_norm(x, weight, None, eps, residual)
+    row = choose(RMS_NORM, describe(x, residual, wants_grad(x, weight, residual)), backend)
+    if row.name == "reference":
+        return reference.rms_norm(x, weight, eps, residual)
+    flat = None if residual is None else rows(residual)
+    y, summed = norm_autograd.apply("rms_norm", row.module, rows(x), weight, None, flat, eps)
+    return y.view(x.shape) if residual is None else (y.view(x.shape), summed.view(x.shape))

@@ -1,0 +1,35 @@
+"""Rotary position embedding: the public op."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import reference
+from .checks import has_shape, is_float, same_device
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Turns each pair (x[i], x[i + head_dim / 2]) by its position's angle (Su et al. 2021, section 3.2).
+
+    Args:
+        x: (batch, seqlen, nheads, head_dim), head_dim even.
+        cos, sin: (max_seqlen, head_dim / 2), float32, of position times frequency.
+        positions: int (seqlen,) or (batch, seqlen), rows of cos and sin; None is 0, 1, 2, ...
+
+    Returns:
+        as x. Differentiable in x.
+
+    Raises:
+        ValueError, TypeError: a shape or dtype that is not allowed.
+    """
+    is_float("x", x)
+    if x.dim() != 4 or x.shape[-1] % 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, seqlen, nheads, head_dim) with head_dim even")
+    half = x.shape[-1] // 2
+    for name, value in (("cos", cos), ("sin", sin)):
+        is_float(name, value)
+        same_device("x", x, name, value)
+        has_shape(name, value, (value.shape[0], half), "(max_seqlen, head_dim / 2)")
+    if positions is None and cos.shape[0] < x.shape[1]:
+        raise ValueError(f"cos has {cos.shape[0]} positions, x has seqlen {x.shape[1]}; make the table longer")
+    return reference.rotary(x, cos, sin, positions)

@@ -1,0 +1,43 @@
+"""Additive biases that are a function of the distance between key and query."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RelativeBias:
+    """T5's learned relative bias (Raffel et al. 2020, section 2.1): one number per head and distance bucket.
+
+    table: (num_buckets, nheads), any float dtype. max_distance: from here on all distances share the last bucket.
+    bidirectional: half of the buckets are for keys after the query; otherwise those keys count as distance 0.
+    """
+
+    table: Tensor
+    max_distance: int = 128
+    bidirectional: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class ALiBi:
+    """Linear bias -slope * |query position - key position| (Press et al. 2022, section 3).
+
+    slopes: (nheads,) or (batch, nheads), any float dtype.
+    """
+
+    slopes: Tensor
+
+
+def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int = 128, bidirectional: bool = True) -> Tensor:
+    """The bucket, int64, of each key position minus query position."""
+    half = num_buckets // 2 if bidirectional else num_buckets
+    base = torch.where(distance > 0, half, 0) if bidirectional else torch.zeros_like(distance)
+    n = distance.abs() if bidirectional else (-distance).clamp_min(0)
+    exact = half // 2
+    ratio = torch.log(n.clamp_min(1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (ratio * (half - exact)).long()).clamp_max(half - 1)
+    return base + torch.where(n < exact, n, far)

@@ -1,0 +1,59 @@
+"""Rules that several backends share. A rule takes a call and returns None or a sentence with the cure."""
+
+from __future__ import annotations
+
+import torch
+
+from .dispatch import AttentionCall, Call, module_missing
+from .environment import interpreting
+
+# Read once, when the tables are built: a rule is then plain arithmetic, which torch.compile traces through.
+TRITON_MISSING = module_missing("triton")
+EXTENSION_MISSING = module_missing("undivided._C")
+INTERPRETING = interpreting()
+
+
+def needs_triton(call: Call) -> str | None:
+    return None if TRITON_MISSING is None else f"{TRITON_MISSING}; pip install 'undivided[triton]'"
+
+
+def needs_gpu_or_interpreter(call: Call) -> str | None:
+    if call.device == "cuda" or INTERPRETING:
+        return None
+    return (
+        f"tensors are on {call.device!r}, Triton compiles for 'cuda'; "
+        "TRITON_INTERPRET=1 runs its kernels on a CPU, slowly"
+    )
+
+
+def needs_cpu_extension(call: Call) -> str | None:
+    if EXTENSION_MISSING is None:
+        return None
+    return "the compiled extension undivided._C is not there; reinstall with a C++17 compiler (undivided info says why)"
+
+
+def on_cpu(call: Call) -> str | None:
+    return None if call.device == "cpu" else f"tensors are on {call.device!r}, this backend runs on 'cpu'"
+
+
+def kernel_dtype(call: Call) -> str | None:
+    allowed = ("float32", "bfloat16", "float16")
+    return (
+        None
+        if call.dtype in allowed
+        else f"dtype {call.dtype} is not one of {', '.join(allowed)}; cast, or use the reference"
+    )
+
+
+def head_dims(call: AttentionCall) -> str | None:
+    if 8 <= call.head_dim <= 256 and 8 <= call.head_dim_v <= 256:
+        return None
+    return f"head_dim {call.head_dim} / head_dim_v {call.head_dim_v} is outside 8 to 256"
+
+
+def tensor_cores(call: Call) -> str | None:
+    """Triton's kernels need compute capability 8.0 for bfloat16 and asynchronous copies."""
+    if call.device != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return None if major >= 8 else f"the GPU has compute capability {major}.{minor}, at least 8.0 is needed"

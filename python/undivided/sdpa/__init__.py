@@ -1,0 +1,1 @@
+"""torch's own kernels as a backend."""

@@ -1,0 +1,29 @@
+"""The command line: exit codes and one-line errors."""
+
+import pytest
+
+from undivided import __version__, cli
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_no_command_prints_help(capsys):
+    assert cli.main([]) == 2
+    assert "COMMAND" in capsys.readouterr().out
+
+
+def test_info_names_every_part(capsys):
+    assert cli.main(["info", "--backends"]) == 0
+    out = capsys.readouterr().out
+    for word in ("extension", "cuda build", "triton", "gpu", "auto takes:"):
+        assert word in out
+
+
+def test_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fly"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'fly'" in capsys.readouterr().err
