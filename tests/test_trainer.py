@@ -226,7 +226,7 @@ def test_minutes_restore_the_time_that_was_spent(tmp_path: Path, monkeypatch: py
 def test_an_interrupt_finishes_the_update_and_writes_a_checkpoint(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     trainer = make(tmp_path)
-    trainer.model.before_step = lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 7 else None
+    trainer.model.before_step = lambda step: signal.raise_signal(signal.SIGINT) if step == 7 else None
     result = run(trainer)
     assert result.interrupted and result.steps == 7 and load_training(tmp_path / "last.pt")["step"] == 7
     assert signal.getsignal(signal.SIGINT) is before
@@ -238,8 +238,8 @@ def test_a_second_interrupt_is_not_swallowed(tmp_path: Path) -> None:
     trainer = make(tmp_path)
 
     def twice(step: int) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     trainer.model.before_step = twice
     with pytest.raises(KeyboardInterrupt):
