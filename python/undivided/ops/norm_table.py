@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from ..dispatch import Backend
-from ..rules import kernel_dtype, needs_cpu_extension, needs_gpu_or_interpreter, needs_triton, on_cpu, tensor_cores
+from ..rules import kernel_dtype, needs_cpu_extension, on_cpu
 
 UNPROVEN = "it passes the interpreter and compiles, but has not run on a GPU yet"
 
 
 def table(op: str) -> tuple[Backend, ...]:
-    triton_rules = (needs_triton, needs_gpu_or_interpreter, tensor_cores, kernel_dtype)
     return (
-        Backend("triton", f"undivided.ops.triton_{op}", triton_rules, auto=False, note=UNPROVEN),
         Backend("cpu", f"undivided.cpu.{op}", (needs_cpu_extension, on_cpu, kernel_dtype)),
         Backend("reference", "undivided.reference"),
     )

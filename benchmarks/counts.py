@@ -1,0 +1,34 @@
+"""Operations and bytes of each op, stated once (a multiply and an add are two operations)."""
+
+from __future__ import annotations
+
+
+def attention_operations(
+    batch: int, nheads: int, seqlen_q: int, seqlen_k: int, head_dim: int, causal: bool, mode: str
+) -> float:
+    """4 * batch * nheads * seqlen_q * seqlen_k * head_dim forward, half when causal, backward 2.5 times that."""
+    forward = 4.0 * batch * nheads * seqlen_q * seqlen_k * head_dim * (0.5 if causal else 1.0)
+    return forward * {"forward": 1.0, "backward": 2.5, "forward_backward": 3.5}[mode]
+
+
+def attention_bytes(
+    batch: int, nheads: int, nheads_kv: int, seqlen_q: int, seqlen_k: int, head_dim: int, size: int, mode: str
+) -> float:
+    """q, k, v read and out written once; backward reads those and dout and writes dq, dk, dv."""
+    q = float(batch * nheads * seqlen_q * head_dim * size)
+    k = float(batch * nheads_kv * seqlen_k * head_dim * size)
+    forward, backward = 2 * q + 2 * k, 4 * q + 4 * k
+    return {"forward": forward, "backward": backward, "forward_backward": forward + backward}[mode]
+
+
+def norm_bytes(rows: int, columns: int, size: int, residual: bool, mode: str) -> float:
+    """Passes over (rows, columns): forward reads x and writes y; backward reads dy and x and writes dx."""
+    forward, backward = (4, 4) if residual else (2, 3)
+    passes = {"forward": forward, "backward": backward, "forward_backward": forward + backward}[mode]
+    return float(passes * rows * columns * size)
+
+
+def feed_forward_operations(rows: int, d_model: int, d_ff: int, gated: bool, mode: str) -> float:
+    """Two matmuls forward (three when gated), twice as many operations backward."""
+    forward = (3 if gated else 2) * 2.0 * rows * d_model * d_ff
+    return forward * {"forward": 1.0, "backward": 2.0, "forward_backward": 3.0}[mode]

@@ -1,0 +1,93 @@
+"""Plain PyTorch in the dtype of its input, as an ordinary user would write it: what budgets are measured from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..reference.attention import additive_bias
+from ..reference.dropout import dropout_mask
+from ..reference.mask import positions, visible
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int | None = None,
+    query_offset: Any = None,
+    **words: Any,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse): matmul, softmax, matmul, every step rounded to the input's dtype."""
+    group = q.shape[2] // k.shape[2]
+    i, j = positions(q.shape[1], k.shape[1], query_offset, q.device)
+    seen = visible(q.shape[1], k.shape[1], query_offset=query_offset, device=q.device, **words)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    k = k.masked_fill(~k.isfinite(), 0).transpose(1, 2).repeat_interleave(group, 1)
+    v = v.masked_fill(~v.isfinite(), 0).transpose(1, 2).repeat_interleave(group, 1)
+    scores = (q.transpose(1, 2) * scale) @ k.transpose(-1, -2)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    extra = additive_bias(bias, i, j, q.dtype)
+    scores = scores if extra is None else scores + extra
+    seen = seen.expand(scores.shape)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], -1)
+    empty = ~seen.any(-1, keepdim=True)
+    safe = scores.masked_fill(empty, 0)
+    weights = torch.softmax(safe, -1).masked_fill(empty, 0)[..., : k.shape[2]]
+    lse = torch.logsumexp(safe, -1).masked_fill(empty[..., 0], -torch.inf)
+    if dropout_p:
+        batch, nheads, seqlen_q, seqlen_k = weights.shape
+        kept = dropout_mask(seed or 0, dropout_p, batch, nheads, seqlen_q, seqlen_k, q.device)
+        weights = torch.where(kept, weights / (1 - dropout_p), 0)
+    return (weights.to(v.dtype) @ v).transpose(1, 2), lse
+
+
+def attention_packed(
+    q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **words: Any
+) -> Any:
+    """(out, lse) of packed sequences, one by one. No packed case of the table has dropout."""
+    parts = []
+    for b in range(len(cu_seqlens_q) - 1):
+        rows, keys = (slice(int(starts[b]), int(starts[b + 1])) for starts in (cu_seqlens_q, cu_seqlens_k))
+        parts.append(attention(q[None, rows], k[None, keys], v[None, keys], **words))
+    outs, lses = zip(*parts, strict=True)
+    return torch.cat([out[0] for out in outs]), torch.cat([lse[0] for lse in lses], dim=-1)
+
+
+def layer_norm(x: Tensor, weight: Any = None, bias: Any = None, eps: float = 1e-5, residual: Any = None) -> Any:
+    x = x if residual is None else x + residual
+    weight, bias = (None if t is None else t.to(x.dtype) for t in (weight, bias))
+    y = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return y if residual is None else (y, x)
+
+
+def rms_norm(x: Tensor, weight: Any = None, eps: float = 1e-6, residual: Any = None) -> Any:
+    x = x if residual is None else x + residual
+    y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    y = y if weight is None else y * weight.to(x.dtype)
+    return y if residual is None else (y, x)
+
+
+def feed_forward(x: Tensor, w_in: Any, b_in: Any, w_out: Any, b_out: Any, activation: str, w_gate: Any = None) -> Any:
+    act: Any = {
+        "relu": F.relu,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"),
+        "silu": F.silu,
+    }[activation]
+    hidden = act(F.linear(x, w_in, b_in))
+    hidden = hidden if w_gate is None else hidden * F.linear(x, w_gate)
+    return F.linear(hidden, w_out, b_out)

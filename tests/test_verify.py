@@ -1,0 +1,81 @@
+"""Verification: every backend on the case tables, and proof that a broken kernel is found."""
+
+import json
+
+import pytest
+import torch
+
+from undivided import cli
+from undivided.dispatch import BackendRefused
+from undivided.ops import attention_autograd, norm_autograd
+from undivided.testing import ATTENTION_CASES, NORM_CASES, check, compare, poison
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("case", ATTENTION_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_attention_agrees_with_the_reference(case, dtype, backend):
+    try:
+        verdicts = compare.attention(case, getattr(torch, dtype), backend)
+    except BackendRefused as refusal:
+        assert "torch" in str(refusal) and backend == "sdpa"
+        return
+    assert all(verdict.ok for verdict in verdicts), verdicts
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("case", NORM_CASES, ids=lambda case: case.name)
+def test_norms_agree_with_poisoned_memory(case, op):
+    with poison():
+        verdicts = compare.norm(op, case, torch.float32, "auto")
+    assert all(verdict.ok for verdict in verdicts), verdicts
+
+
+def test_poison_fills_fresh_memory():
+    with poison():
+        assert torch.empty(3).isnan().all()
+        assert torch.zeros(2).new_empty(2, dtype=torch.int32).tolist() == [2**31 - 1] * 2
+        assert torch.empty_like(torch.ones(2)).isnan().all()
+
+
+def test_the_budget_never_admits_nan_or_a_lost_infinity():
+    one = torch.ones(2, dtype=torch.float64)
+    assert not check("x", torch.tensor([1.0, torch.nan]), one, one).ok
+    assert not check("x", torch.tensor([1.0, torch.inf]), one, one).ok
+    assert check("x", torch.tensor([-torch.inf]), -one[:1] / 0, -one[:1] / 0).ok
+
+
+def test_quick_passes_and_prints_json(capsys):
+    assert cli.main(["verify", "--quick", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["op"] for row in rows} == {"attention", "layer_norm", "rms_norm", "feed_forward"}
+    assert all(row["ok"] and row["error"] <= row["budget"] for row in rows)
+
+
+def test_a_broken_norm_kernel_fails(monkeypatch, capsys):
+    right = norm_autograd.launch_backward
+
+    def wrong(*args):
+        dx, dweight, dbias = right(*args)
+        return dx * 1.01, dweight, dbias
+
+    monkeypatch.setattr(norm_autograd, "launch_backward", wrong)
+    assert cli.main(["verify", "--quick", "--op", "layer_norm", "--backend", "cpu"]) == 1
+    assert "dx" in capsys.readouterr().out
+
+
+def test_a_broken_attention_kernel_fails(monkeypatch, capsys):
+    right = attention_autograd.run_forward
+
+    def wrong(*args):
+        out, lse = right(*args)
+        out[..., -1, :] *= 1.01
+        return out, lse
+
+    monkeypatch.setattr(attention_autograd, "run_forward", wrong)
+    assert cli.main(["verify", "--quick", "--op", "attention", "--backend", "cpu"]) in (1, 2)
+
+
+def test_nothing_to_verify_is_an_error(capsys):
+    assert cli.main(["verify", "--quick", "--backend", "cuda"]) == 2
+    assert "nothing to verify" in capsys.readouterr().err
