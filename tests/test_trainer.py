@@ -234,7 +234,15 @@ def test_an_interrupt_finishes_the_update_and_writes_a_checkpoint(tmp_path: Path
     assert run(resumed).steps == 40
 
 
-def test_a_second_interrupt_is_not_swallowed(tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible():
+    """A process started in the background ignores SIGINT: what is tested is a process in the foreground."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_is_not_swallowed(tmp_path: Path, interruptible: None) -> None:
     trainer = make(tmp_path)
 
     def twice(step: int) -> None:
