@@ -1,0 +1,22 @@
+"""The thin encoder-decoder transformer, its heads, generation and files."""
+
+from .config import Config
+from .decoding import Decoding
+from .files import load, save
+from .generation import beam_search, greedy_search, sample
+from .heads import CausalLM, SequenceClassifier, TokenClassifier
+from .model import Transformer
+
+__all__ = [
+    "CausalLM",
+    "Config",
+    "Decoding",
+    "SequenceClassifier",
+    "TokenClassifier",
+    "Transformer",
+    "beam_search",
+    "greedy_search",
+    "load",
+    "sample",
+    "save",
+]

@@ -1,0 +1,53 @@
+"""What a model is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..nn import POSITIONS
+from ..nn.feed_forward import ACTIVATIONS
+
+NORMS = ("pre-layer", "pre-rms", "post-layer", "post-rms")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sizes and variants of every model here.
+
+    `tgt_vocab` is the number of classes for a classifier. `norm` says where the norm stands and which it is: before
+    each sublayer (Xiong et al. 2020: stable without warm-up) or after the residual sum (Vaswani et al. 2017). `dropout`
+    is that of the embeddings and of what each sublayer adds.
+
+    Raises:
+        ValueError: a value is not allowed; the text gives it and those that are.
+    """
+
+    src_vocab: int
+    tgt_vocab: int
+    d_model: int = 128
+    encoder_layers: int = 2
+    decoder_layers: int = 2
+    nheads: int = 4
+    d_ff: int = 256
+    dropout: float = 0.0
+    norm: str = "pre-layer"
+    activation: str = "relu"
+    positions: str = "rotary"
+
+    def __post_init__(self) -> None:
+        lowest = {"src_vocab": 1, "tgt_vocab": 1, "d_model": 1, "nheads": 1, "d_ff": 1}
+        lowest |= {"encoder_layers": 0, "decoder_layers": 0}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name}={value!r} must be a whole number, at least {low}")
+        if self.d_model % self.nheads:
+            raise ValueError(f"d_model={self.d_model} must be a multiple of nheads={self.nheads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        allowed = {"norm": NORMS, "activation": tuple(ACTIVATIONS), "positions": POSITIONS}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; allowed: {', '.join(values)}")
+        if self.positions == "rotary" and self.d_model // self.nheads % 2:
+            raise ValueError(f"head_dim={self.d_model // self.nheads} must be even for rotary positions")

@@ -1,0 +1,72 @@
+"""N to 1, N to N, and a language model, on the same blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import Cache
+from .blocks import EncoderBlock, Stack
+from .checks import check_ids
+from .config import Config
+from .decoding import Decoding
+from .generation import generate
+from .model import Encoder
+
+
+class TokenClassifier(nn.Module):
+    """N to N: logits (batch, seqlen, tgt_vocab), a class for every token."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.encoder = config, Encoder(config)
+        self.classes = nn.Linear(config.d_model, config.tgt_vocab)
+
+    def forward(self, src: Tensor, src_lengths: Tensor | None = None) -> Tensor:
+        return self.classes(self.encoder(src, src_lengths))
+
+
+class SequenceClassifier(nn.Module):
+    """N to 1: logits (batch, tgt_vocab), from the mean over the tokens that are no padding."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.encoder = config, Encoder(config)
+        self.classes = nn.Linear(config.d_model, config.tgt_vocab)
+
+    def forward(self, src: Tensor, src_lengths: Tensor | None = None) -> Tensor:
+        x = self.encoder(src, src_lengths)  # (batch, seqlen, d_model)
+        if src_lengths is None:
+            return self.classes(x.mean(1))
+        seen = torch.arange(x.shape[1], device=x.device) < src_lengths[:, None]
+        total = torch.where(seen[..., None], x, 0.0).sum(1)
+        return self.classes(total / src_lengths.clamp_min(1)[:, None].to(x.dtype))
+
+
+class CausalLM(Stack):
+    """A decoder alone: logits (batch, seqlen, tgt_vocab) of the next symbol, by the embedding's own table.
+
+    It has `decoder_layers` blocks over the symbols of `tgt_vocab`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        blocks: list[nn.Module] = [EncoderBlock(config, causal=True) for _ in range(config.decoder_layers)]
+        super().__init__(config, config.tgt_vocab, blocks, False)
+        self.config = config
+
+    def forward(self, tgt: Tensor, caches: list[Cache] | None = None) -> Tensor:
+        check_ids("tgt", tgt)
+        start = caches[0].length if caches else 0
+        x = self.embed(tgt, start)
+        for index, block in enumerate(self.blocks):
+            x = block(x, positions=self.positions, start=start, cache=caches[index] if caches else None)
+        return self.norm(x) @ self.embedding.weight.T
+
+    def generate(self, prompt: Tensor, max_length: int = 64, **search: Any) -> Tensor:
+        """Ids (batch, n), n <= max_length, that follow `prompt` int64 (batch, m)."""
+        caches = [Cache(prompt.shape[1] + max_length) for _ in self.blocks]
+        step = lambda ids, _: self(ids, caches)[:, -1]  # noqa: E731
+        decoding = Decoding(step, caches, {}, prompt.shape[0], prompt.device)
+        return generate(decoding, max_length, prompt=prompt, **search)
