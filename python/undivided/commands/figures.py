@@ -1,0 +1,69 @@
+"""Figures of the commands. matplotlib is optional: where it is missing, the caller is told what to install."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..training.log import read_log
+
+CURE = "matplotlib is not installed, so no figure was drawn: pip install 'undivided[plots]'"
+
+
+def drawable() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    return path
+
+
+def new_figure(width: float, height: float) -> Any:
+    # The object is made directly: pyplot would look for a screen and keep every figure alive.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def attention_maps(path: Path, maps: Sequence[tuple[Sequence[str], Sequence[str], torch.Tensor]]) -> Path:
+    """Draws one map a word.
+
+    Args:
+        maps: (inputs, outputs, weights); weights (outputs, inputs), each row sums to 1.
+    """
+    figure = new_figure(4.0 * len(maps), 4.0)
+    for number, (inputs, outputs, weights) in enumerate(maps, start=1):
+        axes = figure.add_subplot(1, len(maps), number)
+        axes.imshow(weights.cpu().numpy(), cmap="magma", vmin=0.0, vmax=1.0, aspect="auto")
+        axes.set_xticks(range(len(inputs)), inputs)
+        axes.set_yticks(range(len(outputs)), outputs)
+        axes.set_xlabel("letter attended to")
+        axes.set_ylabel("phoneme written")
+    return save(figure, path)
+
+
+def learning_curve(path: Path, log: Path, metric: str) -> Path:
+    """Draws the training loss and the development score of one run over its minutes."""
+    records = read_log(log)
+    losses = [(one["seconds"] / 60, one["loss"]) for one in records if one["kind"] == "train"]
+    scores = [(one["seconds"] / 60, one[metric]) for one in records if one["kind"] == "dev"]
+    figure = new_figure(7.0, 4.0)
+    left = figure.add_subplot(1, 1, 1)
+    left.plot(*zip(*losses, strict=True), color="tab:blue", linewidth=1)
+    left.set_xlabel("minutes")
+    left.set_ylabel("training loss per symbol", color="tab:blue")
+    left.set_ylim(bottom=0)
+    right = left.twinx()
+    right.plot(*zip(*scores, strict=True), color="tab:red", marker="o")
+    right.set_ylabel(f"development {metric.upper()} %", color="tab:red")
+    right.set_ylim(0, 100)
+    return save(figure, path)

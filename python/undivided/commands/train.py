@@ -1,0 +1,196 @@
+"""Trains a model on a task."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ..tasks import Task, task
+from ..training.checkpoint import BEST, LAST, load_training
+from ..training.log import Display
+from ..training.session import prepare
+from ..training.settings import Settings, choose_device, choose_dtype
+from . import CommandError
+
+# Options that are settings of the same name: (name, type, help).
+NUMBERS: tuple[tuple[str, type, str], ...] = (
+    ("batch_size", int, "pairs a batch"),
+    ("lr", float, "largest learning rate"),
+    ("warmup", float, "part of the budget in which the learning rate rises"),
+    ("floor", float, "the learning rate at the end, as a part of the largest"),
+    ("weight_decay", float, "AdamW's decay of the matrices"),
+    ("label_smoothing", float, "probability mass spread over all symbols"),
+    ("clip", float, "largest norm of the gradient, 0 for none"),
+    ("ema", float, "decay of averaged weights, which then are scored and kept"),
+    ("seed", int, "seed of the weights, the order and dropout"),
+    ("evaluations", int, "how many development scores over the budget"),
+    ("dev_words", int, "development words a score, 0 for all"),
+    ("log_every", int, "updates a line of the log"),
+    ("checkpoint_seconds", float, "seconds between two checkpoints"),
+)
+FROM_RESUME = ("model", "steps", "minutes", "set", "device", "dtype", *(name for name, _, _ in NUMBERS))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", help="what to train on: g2p")
+    parser.add_argument("--model", help="the kind of model (default: transformer)")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=float, help="wall-clock budget; the schedule follows it")
+    budget.add_argument("--steps", type=int, help="budget in updates; such a run is exactly reproducible")
+    parser.add_argument("--data", metavar="DIR", help="a folder with the data (default: the variable UNDIVIDED_DATA)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where the run goes (default: the next free runs/...)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or with the newest one")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run that --out already holds")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="a field of the model's config; repeatable")
+    parser.add_argument("--device", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", help="auto (default: bfloat16 on a GPU, float32 on a CPU), float32 or bfloat16")
+    for name, kind, text in NUMBERS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    parser.add_argument("--quiet", action="store_true", help="print nothing but the last line")
+
+
+def run(args: argparse.Namespace) -> int:
+    chosen = task(args.task)
+    kind = args.model or "transformer"
+    if args.resume:
+        out = args.out or newest(Path("runs"), f"{chosen.name}-{kind}")
+        state = load_training(out / LAST)
+        settings = resumed_settings(state, args)
+    else:
+        out = fresh_folder(args.out, f"{chosen.name}-{kind}", args.overwrite)
+        state, settings = None, new_settings(chosen, args)
+    return train(chosen, settings, out, state, args.data, args.quiet)
+
+
+def train(
+    chosen: Task, settings: Settings, out: Path, state: dict[str, Any] | None, data: str | None, quiet: bool = False
+) -> int:
+    """Runs one training to its end; 130 where it was interrupted."""
+    display = Display(f"{chosen.name} {settings.model}", chosen.metric, quiet=quiet)
+    pairs = load_data(chosen, data, display)
+    trainer = prepare(chosen, settings, pairs, out, state)
+    weights = sum(weight.numel() for weight in trainer.model.parameters()) / 1e6
+    display.say(
+        f"{chosen.name}: {len(pairs.train)} pairs of {pairs.split}; {settings.model} with {weights:.2f} M weights "
+        f"on {settings.device}, {settings.dtype}; {out}"
+    )
+    if state is not None:
+        display.say(f"resumed at update {trainer.step}, {trainer.spent:.0f} s")
+    result = trainer.run(display)
+    if result.interrupted:
+        print(f"interrupted at update {result.steps}; undivided train {chosen.name} --resume --out {out}")
+        return 130
+    print(
+        f"{result.steps} updates in {result.seconds:.0f} s; best dev {chosen.metric.upper()} "
+        f"{result.best[chosen.metric]:.2f} %; undivided evaluate {out / BEST}"
+    )
+    return 0
+
+
+def load_data(chosen: Task, data: str | None, display: Display) -> Any:
+    """The task's data; what it warns about is a line, not a Python warning."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pairs = chosen.load(data)
+    for one in caught:
+        display.say(f"note: {one.message}")
+    return pairs
+
+
+def new_settings(chosen: Task, args: argparse.Namespace) -> Settings:
+    """The task's recipe, changed by what the user gave."""
+    recipe = dict(chosen.recipe)
+    kind = args.model or "transformer"
+    options = {**recipe.pop("model", {}).get(kind, {}), **parse_options(args.set or [])}
+    if args.steps is not None or args.minutes is not None:
+        recipe.pop("minutes", None)
+        recipe.pop("steps", None)
+    given = {name: value for name in FROM_RESUME if (value := getattr(args, name)) is not None}
+    for name in ("set", "model", "device", "dtype"):
+        given.pop(name, None)
+    device = choose_device(args.device or "auto")
+    dtype = choose_dtype(args.dtype or "auto", device)
+    values = {**recipe, **given, "model": kind, "device": device, "dtype": dtype, "model_options": options}
+    return Settings(task=chosen.name, **values)
+
+
+def resumed_settings(state: dict[str, Any], args: argparse.Namespace) -> Settings:
+    """The checkpoint's settings; only the device may differ, since the machine may.
+
+    Raises:
+        CommandError: an option was given that the checkpoint decides otherwise.
+    """
+    settings = Settings.from_dict(state["settings"])
+    if settings.task != args.task:
+        raise CommandError(f"the run is of task {settings.task}, {args.task} was asked for")
+    for name in FROM_RESUME:
+        given = getattr(args, name)
+        if given is None or name == "device":
+            continue
+        if name == "set":
+            options = parse_options(given)
+            same = all(settings.model_options.get(key) == value for key, value in options.items())
+        else:
+            same = given == getattr(settings, name)
+        if not same:
+            option = "--" + name.replace("_", "-")
+            raise CommandError(
+                f"{option} {given} differs from the run that is resumed; leave it out, or start a new run"
+            )
+    device = choose_device(args.device) if args.device else settings.device
+    return dataclasses.replace(settings, device=choose_device(device))
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words to values: whole numbers, numbers, true, false and none are read, the rest is text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise CommandError(f"--set {pair!r} is not KEY=VALUE")
+        options[key] = parse_value(text)
+    return options
+
+
+def parse_value(text: str) -> Any:
+    named = {"true": True, "false": False, "none": None}
+    if text.lower() in named:
+        return named[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def fresh_folder(out: Path | None, name: str, overwrite: bool) -> Path:
+    """Where a new run goes; nothing is written yet, except that an overwritten run's files are removed."""
+    if out is None:
+        return Path("runs") / f"{name}-{max([*numbers(Path('runs'), name), 0]) + 1}"
+    if (out / LAST).exists() or (out / BEST).exists():
+        if not overwrite:
+            raise CommandError(f"{out} holds a run; --resume goes on with it, --overwrite replaces it")
+        for path in out.iterdir():
+            if path.name in (LAST, BEST, "log.jsonl"):
+                path.unlink()
+    return out
+
+
+def newest(folder: Path, name: str) -> Path:
+    """The newest of the runs that were started without --out."""
+    found = numbers(folder, name)
+    if not found:
+        raise CommandError(f"there is no run {folder / name}-N to resume; name one with --out")
+    return folder / f"{name}-{max(found)}"
+
+
+def numbers(folder: Path, name: str) -> list[int]:
+    if not folder.is_dir():
+        return []
+    matches = (re.fullmatch(re.escape(name) + r"-(\d+)", path.name) for path in folder.iterdir())
+    return [int(match[1]) for match in matches if match]

@@ -1,0 +1,141 @@
+"""train, evaluate, generate, data and demo as a user runs them, on a few hundred words that the test makes."""
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from undivided.cli import main
+from undivided.commands import generate
+from undivided.tasks import g2p
+from undivided.tasks.datasets import DATASETS
+from undivided.training.inference import cross_attention
+from undivided.training.log import read_log
+from undivided.training.models import load_model
+
+SOUNDS = dict(zip("ABDEFGIKLMNOPRSTUVZ", "AE B D EH F G IH K L M N OW P R S T UH V Z".split(), strict=True))
+SMALL = ["--set", "d_model=32", "--set", "nheads=2", "--set", "d_ff=64", "--batch-size", "32"]
+
+
+def lines(words: list[str]) -> str:
+    return "".join(f"{word}\t{' '.join(SOUNDS[letter] for letter in word)}\n" for word in words)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Words that are said as they are spelt, in the shape of the published split, which they stand in for."""
+    made = random.Random(1)
+    words = sorted({"".join(made.choices(list(SOUNDS), k=made.randint(2, 6))) for _ in range(700)})
+    made.shuffle(words)
+    out = tmp_path_factory.mktemp("words")
+    (out / "g014b2b.train").write_text(lines(words[:-100]))
+    (out / "g014b2b.test").write_text(lines(words[-100:]))
+    row, files = DATASETS[g2p.PUBLISHED_SPLIT], []
+    for file in row.files:
+        content = (out / file.name).read_bytes()
+        files.append(dataclasses.replace(file, sha256=hashlib.sha256(content).hexdigest(), size=len(content)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, row.name, dataclasses.replace(row, files=tuple(files)))
+        patch.setenv("UNDIVIDED_DATA", str(out))
+        patch.setenv("UNDIVIDED_CACHE", str(out / "cache"))
+        yield out
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 1,000 updates, for all tests that only read it."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    command = ["train", "g2p", "--out", str(out), "--steps", "1000", "--evaluations", "2", "--device", "cpu"]
+    assert main([*command, *SMALL, "--lr", "1e-2", "--quiet", "--debug"]) == 0
+    return out
+
+
+def test_training_learns_to_spell(trained, capsys):
+    assert main(["evaluate", str(trained), "--json", "--device", "cpu"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["words"] == 100 and report["wer"] < 15 and report["per"] < 30
+    assert report["trained"]["split"] == g2p.PUBLISHED_SPLIT
+    kinds = [record["kind"] for record in read_log(trained / "log.jsonl")]
+    assert kinds.count("dev") == 2 and "train" in kinds
+
+
+def test_evaluate_prints_the_published_table_around_our_row(trained, capsys):
+    assert main(["evaluate", str(trained), "--device", "cpu", "--mistakes", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "this checkpoint" in printed and "joint n-gram, Phonetisaurus" in printed
+    assert printed.index("this checkpoint") < printed.index("joint n-gram, Phonetisaurus")
+
+
+def test_evaluate_says_what_flatters(trained, capsys):
+    assert main(["evaluate", str(trained), "--split", "dev", "--limit", "5", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "only the first 5 words were scored" in printed and "this score flatters it" in printed
+
+
+def test_generate_prints_pronunciations_and_draws_a_map(trained, tmp_path, capsys):
+    png = tmp_path / "maps.png"
+    assert main(["generate", str(trained), "bad", "gift", "--png", str(png), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "bad   B AE D" in printed
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_map_has_a_row_for_every_phoneme_and_the_end(trained):
+    saved = load_model(trained)
+    weights = cross_attention(saved, tuple("BAD"), ("B", "AE", "D"))
+    assert weights.shape == (4, 3)
+    assert weights.sum(1).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["train", "poetry"], "poetry"),
+        (["train", "g2p", "--set", "d_modl=3"], "'d_modl' is no field of the transformer's config"),
+        (["train", "g2p", "--set", "d_model"], "is not KEY=VALUE"),
+        (["train", "g2p", "--set", "positions=clock"], "positions='clock' is unknown; allowed: none"),
+        (["train", "g2p", "--device", "tpu"], "device='tpu'"),
+        (["train", "g2p", "--steps", "0"], "steps"),
+        (["train", "g2p", "--resume"], "there is no run"),
+        (["evaluate", "missing.safetensors"], "missing.safetensors is not there"),
+        (["evaluate", "damaged.safetensors"], "is not a safetensors file"),
+        (["generate", "damaged.safetensors", "word"], "is not a safetensors file"),
+        (["data", "fetch"], "fetch needs a name; there are: "),
+        (["data", "fetch", "nothing"], "nothing"),
+        (["data", "list", "nothing"], "list takes no name"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_clear_line(command, text, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged.safetensors").write_bytes(b"not a model")
+    assert main(command) == 2
+    printed = capsys.readouterr().err
+    assert text in printed and "Traceback" not in printed
+    assert len(printed.strip().splitlines()) == 1
+
+
+def test_words_with_other_letters_are_refused(trained, capsys):
+    assert main(["generate", str(trained), "na\u00efve", "--no-png"]) == 2
+    assert "is not a word of letters A to Z" in capsys.readouterr().err
+
+
+def test_data_list_says_what_is_here(folder, capsys):
+    assert main(["data", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert "cmudict-g014b2b" in printed and f"here     {folder}" in printed
+
+
+def test_the_demo_trains_scores_generates_and_draws(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate, "shipped_checkpoint", lambda name: None)
+    assert main(["demo", "--minutes", "0.03", "--skip-verify", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("this machine", "its score", "trained here, 0.03 minutes", "undivided", "attention map:", "learning"):
+        assert part in printed
+    for name in ("attention.png", "learning_curve.png"):
+        assert (tmp_path / "runs/demo" / name).stat().st_size > 1000
