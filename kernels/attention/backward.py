@@ -1,0 +1,113 @@
+"""Attention backward: the launcher. The kernels are in `gradients.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..common.host import power_of_two, widened
+from .gradients import dbias_kernel, dkdv_kernel, dq_kernel
+from .plan import BACKWARD, Launch, Plan, launch_of, make_plan
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def attention_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    dlse: Tensor | None = None,
+    need_bias: bool = False,
+    need_table: bool = False,
+    need_sinks: bool = False,
+    **words: Any,
+) -> Gradients:
+    """(dq, dk, dv, dbias, dtable, dsinks), None for the last three where they are not needed.
+
+    Args:
+        dout: as `out`; dlse: as `lse`, or None. q, k, v, out, lse and `words`: those of `attention_forward`.
+
+    Returns:
+        Each in the dtype and shape of what it is the gradient of; dbias has size 1 where the bias has stride 0.
+    """
+    dtype, bias = q.dtype, words.get("bias")
+    q, k, v, out, words["bias"] = widened(q, k, v, out, bias)  # type: ignore[assignment]
+    dout = dout.to(q.dtype)
+    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+    plan, sinks, table = make_plan(q, k, v, **words), words.get("sinks"), words.get("relative_table")
+    # float32 (batch, nheads, seqlen_q), as the lse
+    delta = (out.float() * dout.float()).sum(-1).transpose(-1, -2)
+    delta = (delta if dlse is None else delta - dlse).contiguous()
+    lse = lse.contiguous()
+    dq, dk, dv = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    row = launch_of(BACKWARD, max(q.shape[-1], v.shape[-1]), q.dtype)
+    shared = dict(
+        plan.arguments,
+        dout_b=batch_stride(dout),
+        dout_s=dout.stride(-3),
+        dout_h=dout.stride(-2),
+        lse_b=0 if q.dim() == 3 else lse.stride(0),
+        lse_h=lse.stride(-2),
+        BLOCK_M=row.BLOCK_M,
+        BLOCK_N=row.BLOCK_N,
+        num_warps=row.num_warps,
+        num_stages=row.num_stages,
+    )
+    tensors = (q, k, v, dout, lse, delta)
+    dtable = _dq(tensors, dq, plan, row, table if need_table else None, shared)
+    grid = (triton.cdiv(plan.longest_k, row.BLOCK_N), plan.batch * plan.nheads_kv)
+    if min(grid) and dk.numel():
+        names = {f"{n}_{d}": s for n, t in (("dk", dk), ("dv", dv)) for d, s in zip("bsh", strides(t), strict=True)}
+        dkdv_kernel[grid](*tensors, dk, dv, **names, **shared)
+    dbias = _dbias(tensors, bias, plan, row, shared) if need_bias and bias is not None else None
+    dsinks = None
+    if need_sinks and sinks is not None:
+        # The sink's probability of a row; the loss falls with it as the row's other probabilities shrink.
+        p = torch.where(lse == -torch.inf, 0.0, torch.exp(sinks.float()[:, None] - lse))
+        dsinks = -(p * delta).sum(-1)
+        dsinks = (dsinks if dsinks.dim() == 1 else dsinks.sum(0)).to(sinks.dtype)
+    return dq.to(dtype), dk.to(dtype), dv.to(dtype), dbias, dtable, dsinks
+
+
+def batch_stride(x: Tensor) -> int:
+    return 0 if x.dim() == 3 else x.stride(0)
+
+
+def strides(x: Tensor) -> tuple[int, int, int]:
+    """Of batch, sequence and head."""
+    return batch_stride(x), x.stride(-3), x.stride(-2)
+
+
+def _dq(tensors: Any, dq: Tensor, plan: Plan, row: Launch, table: Tensor | None, shared: Any) -> Tensor | None:
+    """Fills dq; returns the gradient of the relative table, where one is given."""
+    number = 1 if table is None else table.shape[0]
+    width = power_of_two(number, 1)
+    grid = (triton.cdiv(plan.longest_q, row.BLOCK_M), plan.batch * plan.nheads)
+    partial = dq.new_zeros((plan.batch, plan.nheads, grid[0], width), dtype=torch.float32) if table is not None else dq
+    buckets = dq if plan.buckets is None else plan.buckets.to(torch.int32)
+    if min(grid) and dq.numel():
+        names = dict(zip(("dq_b", "dq_s", "dq_h"), strides(dq), strict=True))
+        dq_kernel[grid](
+            *tensors, dq, buckets, partial, number, **names, NEEDS_TABLE=table is not None, BLOCK_B=width, **shared
+        )
+    if table is None:
+        return None
+    return partial.sum((0, 2))[:, :number].T.to(table.dtype).contiguous()  # (num_buckets, nheads)
+
+
+def _dbias(tensors: Any, bias: Tensor, plan: Plan, row: Launch, shared: Any) -> Tensor:
+    sums = [stride == 0 for stride in bias.stride()]
+    sizes = [1 if summed else size for summed, size in zip(sums, bias.shape, strict=True)]
+    dbias = torch.zeros(sizes, dtype=torch.float32, device=bias.device)
+    grid = (triton.cdiv(sizes[3], row.BLOCK_N), triton.cdiv(sizes[2], row.BLOCK_M), sizes[0] * sizes[1])
+    if min(grid) and min(plan.batch, plan.longest_q, plan.longest_k):
+        flags = dict(zip(("SUM_B", "SUM_H", "SUM_M", "SUM_N"), sums, strict=True))
+        dbias_kernel[grid](*tensors, dbias, plan.batch, **flags, **shared)
+    return dbias.to(bias.dtype)

@@ -1,0 +1,276 @@
+"""Attention backward, deterministic and without atomics: a program owns what it writes and sums in a fixed order.
+
+dq: one program per block of queries. dk, dv: one per block of keys, over all query heads that share them. A dense
+bias: one per tile of the bias as the caller gave it, over what it was broadcast to. The probabilities are made again
+from the scores and the lse (Dao et al. 2022, section 3.1).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..common.dropout import kept
+from .blocks import key_range, query_range, sequence, shift_of
+from .forward import FLOATS
+from .tile import LOG2E, finite, load_rows, scores, store_rows, visible
+
+
+@triton.jit
+def load_statistics(lse, delta, i, lenq):
+    """(lse times log2(e), delta), each [M]. A row that saw nothing gets lse +inf: its probabilities come out 0."""
+    natural = tl.load(lse + i, mask=i < lenq, other=float("-inf"))
+    natural = tl.where(natural == float("-inf"), float("inf"), natural)
+    return natural * LOG2E, tl.load(delta + i, mask=i < lenq, other=0.0)
+
+
+@triton.jit
+def gradients(
+    query, key, value, dout, i, j, lse2, delta, head, at, lenq, lenk, left, right, scale, softcap,
+    bias, bias_m, bias_n, mask, mask_m, mask_n, values, span, slope, state, threshold, keep_scale,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RELATIVE: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """(probabilities after dropout, gradient of the biased score, gradient of the score), each [M, N]."""
+    s, factor = scores(
+        query, key, i, j, at, lenq, lenk, scale, softcap, bias, bias_m, bias_n, values, span, slope,
+        HAS_SOFTCAP, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, PRECISION,
+    )  # fmt: skip
+    p = tl.exp2(s - lse2[:, None])
+    dp = tl.dot(dout, tl.trans(value), input_precision=PRECISION)
+    dropped = p
+    if HAS_DROPOUT:
+        keep = kept(state, threshold, head, i, j)
+        dropped = tl.where(keep, p * keep_scale, 0.0)
+        dp = tl.where(keep, dp * keep_scale, 0.0)
+    biased = p * (dp - delta[:, None])
+    if MASKED or HAS_MASK:
+        seen = visible(i, j, at, lenq, lenk, left, right, mask, mask_m, mask_n, HAS_LEFT, HAS_RIGHT, HAS_MASK)
+        dropped = tl.where(seen, dropped, 0.0)
+        biased = tl.where(seen, biased, 0.0)
+    plain = biased
+    if HAS_SOFTCAP:
+        plain = tl.where(biased == 0.0, 0.0, biased * factor)
+    return dropped, biased, plain
+
+
+@triton.jit
+def add_buckets(acc, ds, i, j, at, buckets, span, num_buckets, BLOCK_B: tl.constexpr):
+    """acc [BLOCK_B] + the sums of ds [M, N] by bucket. A tile wholly beyond the span is in one bucket."""
+    c = tl.arange(0, BLOCK_B)
+    distance = j[None, :] - i[:, None] - at
+    nearest = tl.min(tl.min(distance, 1), 0)
+    farthest = tl.max(tl.max(distance, 1), 0)
+    if (nearest >= span) | (farthest <= -span):
+        bucket = tl.load(buckets + tl.where(nearest >= span, 2 * span, 0))
+        acc += tl.where(c == bucket, tl.sum(tl.sum(ds, 1), 0), 0.0)
+    else:
+        bucket = tl.load(buckets + tl.minimum(tl.maximum(distance, -span), span) + span)
+        for number in range(num_buckets):
+            acc += tl.where(c == number, tl.sum(tl.sum(tl.where(bucket == number, ds, 0.0), 1), 0), 0.0)
+    return acc
+
+
+@triton.jit(do_not_specialize=FLOATS)
+def dq_kernel(
+    q, k, v, dout,  # (batch, seqlen, nheads, head_dim) by strides
+    lse, delta,  # float32 (batch, nheads, seqlen_q)
+    dq,  # as q
+    buckets, dtable, num_buckets,  # (2 * span + 1,); float32 (batch * nheads, blocks of queries, BLOCK_B)
+    dout_b, dout_s, dout_h, dq_b, dq_s, dq_h, lse_b, lse_h,
+    q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,  # strides, in elements
+    bias, bias_b, bias_h, bias_m, bias_n,  # (batch, nheads, seqlen_q, seqlen_k) by strides
+    mask, mask_b, mask_h, mask_m, mask_n,  # the same, bytes
+    values, span,  # (nheads, 2 * span + 1): relative bias by distance
+    slopes, slopes_b, slopes_h,  # (batch, nheads) by strides
+    shifts, shift, key_lengths, query_lengths, cu_q, cu_k,  # (batch,), a number, (batch,) twice, (batch + 1,) twice
+    seqlen_q, seqlen_k, nheads, group, left, right, scale, softcap, state, threshold, keep_scale,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    PACKED: tl.constexpr, HAS_SHIFTS: tl.constexpr, OWN_SHIFT: tl.constexpr,
+    HAS_KEY_LENGTHS: tl.constexpr, HAS_QUERY_LENGTHS: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RELATIVE: tl.constexpr, HAS_ALIBI: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    NEEDS_TABLE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(0) * BLOCK_M
+    head = tl.program_id(1)
+    b, h = head // nheads, head % nheads
+    first_q, lenq = sequence(cu_q, query_lengths, seqlen_q, b, PACKED, HAS_QUERY_LENGTHS)
+    first_k, lenk = sequence(cu_k, key_lengths, seqlen_k, b, PACKED, HAS_KEY_LENGTHS)
+    rows = lenq if PACKED else seqlen_q
+    at = shift_of(shifts, shift, lenq, lenk, b, PACKED, HAS_SHIFTS, OWN_SHIFT)
+    b64, h64 = b.to(tl.int64), h.to(tl.int64)
+    k += b64 * k_b + h64 // group * k_h
+    v += b64 * v_b + h64 // group * v_h
+    bias += b64 * bias_b + h64 * bias_h
+    mask += b64 * mask_b + h64 * mask_h
+    values += h64 * (2 * span + 1)
+    slope = 0.0
+    if HAS_ALIBI:
+        slope = tl.load(slopes + b64 * slopes_b + h64 * slopes_h)
+    i = m + tl.arange(0, BLOCK_M)
+    query = load_rows(q + b64 * q_b + h64 * q_h, first_q, i, lenq, q_s, HEAD_DIM, BLOCK_D, True)
+    grad = load_rows(dout + b64 * dout_b + h64 * dout_h, first_q, i, lenq, dout_s, HEAD_DIM_V, BLOCK_DV, True)
+    row = b64 * lse_b + h64 * lse_h + first_q
+    lse2, delt = load_statistics(lse + row, delta + row, i, lenq)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    table = tl.zeros((BLOCK_B,), tl.float32)
+    low, full_low, full_high, high = key_range(m, at, lenk, left, right, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT)
+    if m >= lenq:
+        high, full_high, full_low = low, low, low
+    for part in tl.static_range(3):
+        MASKED: tl.constexpr = part != 1
+        begin = low if part == 0 else (full_low if part == 1 else full_high)
+        end = full_low if part == 0 else (full_high if part == 1 else high)
+        for n in range(begin, end, BLOCK_N):
+            j = n + tl.arange(0, BLOCK_N)
+            key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, MASKED)
+            value = load_rows(v, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, MASKED)
+            _, biased, plain = gradients(
+                query, key, value, grad, i, j, lse2, delt, head, at, lenq, lenk, left, right, scale, softcap,
+                bias, bias_m, bias_n, mask, mask_m, mask_n, values, span, slope, state, threshold, keep_scale,
+                HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT,
+                PRECISION, MASKED,
+            )  # fmt: skip
+            if NEEDS_TABLE:
+                table = add_buckets(table, biased, i, j, at, buckets, span, num_buckets, BLOCK_B)
+            if MASKED or HAS_MASK:
+                key = finite(key)  # a visible NaN is in the score's gradient already
+            acc = tl.dot(plain.to(key.dtype), key, acc, input_precision=PRECISION)
+    store_rows(dq + b64 * dq_b + h64 * dq_h, first_q, i, rows, dq_s, acc * scale, HEAD_DIM, BLOCK_D)
+    if NEEDS_TABLE:
+        place = (head.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * BLOCK_B
+        tl.store(dtable + place + tl.arange(0, BLOCK_B), table)
+
+
+@triton.jit(do_not_specialize=FLOATS)
+def dkdv_kernel(
+    q, k, v, dout,  # (batch, seqlen, nheads, head_dim) by strides
+    lse, delta,  # float32 (batch, nheads, seqlen_q)
+    dk, dv,  # as k and v
+    dout_b, dout_s, dout_h, dk_b, dk_s, dk_h, dv_b, dv_s, dv_h, lse_b, lse_h,
+    q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,  # strides, in elements
+    bias, bias_b, bias_h, bias_m, bias_n,  # (batch, nheads, seqlen_q, seqlen_k) by strides
+    mask, mask_b, mask_h, mask_m, mask_n,  # the same, bytes
+    values, span,  # (nheads, 2 * span + 1): relative bias by distance
+    slopes, slopes_b, slopes_h,  # (batch, nheads) by strides
+    shifts, shift, key_lengths, query_lengths, cu_q, cu_k,  # (batch,), a number, (batch,) twice, (batch + 1,) twice
+    seqlen_q, seqlen_k, nheads, group, left, right, scale, softcap, state, threshold, keep_scale,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    PACKED: tl.constexpr, HAS_SHIFTS: tl.constexpr, OWN_SHIFT: tl.constexpr,
+    HAS_KEY_LENGTHS: tl.constexpr, HAS_QUERY_LENGTHS: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RELATIVE: tl.constexpr, HAS_ALIBI: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * BLOCK_N
+    nheads_kv = nheads // group
+    b, h_kv = tl.program_id(1) // nheads_kv, tl.program_id(1) % nheads_kv
+    first_q, lenq = sequence(cu_q, query_lengths, seqlen_q, b, PACKED, HAS_QUERY_LENGTHS)
+    first_k, lenk = sequence(cu_k, key_lengths, seqlen_k, b, PACKED, HAS_KEY_LENGTHS)
+    rows = lenk if PACKED else seqlen_k
+    at = shift_of(shifts, shift, lenq, lenk, b, PACKED, HAS_SHIFTS, OWN_SHIFT)
+    b64, h64 = b.to(tl.int64), h_kv.to(tl.int64)
+    j = n + tl.arange(0, BLOCK_N)
+    key = load_rows(k + b64 * k_b + h64 * k_h, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, True)
+    value = load_rows(v + b64 * v_b + h64 * v_h, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, True)
+    key_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    value_sum = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
+    low, full_low, full_high, high = query_range(
+        n, at, lenq, lenk, left, right, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT
+    )  # fmt: skip
+    for member in range(group):
+        h = h_kv * group + member
+        head, hq = b * nheads + h, h.to(tl.int64)
+        row = b64 * lse_b + hq * lse_h + first_q
+        slope = 0.0
+        if HAS_ALIBI:
+            slope = tl.load(slopes + b64 * slopes_b + hq * slopes_h)
+        for part in tl.static_range(3):
+            MASKED: tl.constexpr = part != 1
+            begin = low if part == 0 else (full_low if part == 1 else full_high)
+            end = full_low if part == 0 else (full_high if part == 1 else high)
+            for m in range(begin, end, BLOCK_M):
+                i = m + tl.arange(0, BLOCK_M)
+                query = load_rows(q + b64 * q_b + hq * q_h, first_q, i, lenq, q_s, HEAD_DIM, BLOCK_D, MASKED)
+                grad = load_rows(
+                    dout + b64 * dout_b + hq * dout_h, first_q, i, lenq, dout_s, HEAD_DIM_V, BLOCK_DV, MASKED
+                )  # fmt: skip
+                lse2, delt = load_statistics(lse + row, delta + row, i, lenq)
+                p, _, plain = gradients(
+                    query, key, value, grad, i, j, lse2, delt, head, at, lenq, lenk, left, right, scale, softcap,
+                    bias + b64 * bias_b + hq * bias_h, bias_m, bias_n, mask + b64 * mask_b + hq * mask_h, mask_m,
+                    mask_n, values + hq * (2 * span + 1), span, slope, state, threshold, keep_scale,
+                    HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT,
+                    PRECISION, MASKED,
+                )  # fmt: skip
+                value_sum = tl.dot(tl.trans(p.to(grad.dtype)), grad, value_sum, input_precision=PRECISION)
+                key_sum = tl.dot(tl.trans(plain.to(query.dtype)), query, key_sum, input_precision=PRECISION)
+    store_rows(dk + b64 * dk_b + h64 * dk_h, first_k, j, rows, dk_s, key_sum * scale, HEAD_DIM, BLOCK_D)
+    store_rows(dv + b64 * dv_b + h64 * dv_h, first_k, j, rows, dv_s, value_sum, HEAD_DIM_V, BLOCK_DV)
+
+
+@triton.jit(do_not_specialize=FLOATS)
+def dbias_kernel(
+    q, k, v, dout,  # (batch, seqlen, nheads, head_dim) by strides
+    lse, delta,  # float32 (batch, nheads, seqlen_q)
+    dbias,  # float32, contiguous (batch or 1, nheads or 1, seqlen_q or 1, seqlen_k or 1)
+    batch, dout_b, dout_s, dout_h, lse_b, lse_h,
+    q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,  # strides, in elements
+    bias, bias_b, bias_h, bias_m, bias_n,  # (batch, nheads, seqlen_q, seqlen_k) by strides
+    mask, mask_b, mask_h, mask_m, mask_n,  # the same, bytes
+    values, span,  # (nheads, 2 * span + 1): relative bias by distance
+    slopes, slopes_b, slopes_h,  # (batch, nheads) by strides
+    shifts, shift, key_lengths, query_lengths, cu_q, cu_k,  # (batch,), a number, (batch,) twice, (batch + 1,) twice
+    seqlen_q, seqlen_k, nheads, group, left, right, scale, softcap, state, threshold, keep_scale,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    PACKED: tl.constexpr, HAS_SHIFTS: tl.constexpr, OWN_SHIFT: tl.constexpr,
+    HAS_KEY_LENGTHS: tl.constexpr, HAS_QUERY_LENGTHS: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RELATIVE: tl.constexpr, HAS_ALIBI: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    SUM_B: tl.constexpr, SUM_H: tl.constexpr, SUM_M: tl.constexpr, SUM_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    heads_kept = 1 if SUM_H else nheads
+    kept_b, kept_h = tl.program_id(2) // heads_kept, tl.program_id(2) % heads_kept
+    b_low, b_high = (0, batch) if SUM_B else (kept_b, kept_b + 1)
+    h_low, h_high = (0, nheads) if SUM_H else (kept_h, kept_h + 1)
+    m_low, m_high = (0, seqlen_q) if SUM_M else (tl.program_id(1) * BLOCK_M, tl.program_id(1) * BLOCK_M + 1)
+    n_low, n_high = (0, seqlen_k) if SUM_N else (tl.program_id(0) * BLOCK_N, tl.program_id(0) * BLOCK_N + 1)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for b in range(b_low, b_high):
+        _, lenq = sequence(cu_q, query_lengths, seqlen_q, b, PACKED, HAS_QUERY_LENGTHS)
+        _, lenk = sequence(cu_k, key_lengths, seqlen_k, b, PACKED, HAS_KEY_LENGTHS)
+        at = shift_of(shifts, shift, lenq, lenk, b, PACKED, HAS_SHIFTS, OWN_SHIFT)
+        for h in range(h_low, h_high):
+            b64, h64 = tl.cast(b, tl.int64), tl.cast(h, tl.int64)
+            row = b64 * lse_b + h64 * lse_h
+            for m in range(m_low, m_high, BLOCK_M):
+                i = m + tl.arange(0, BLOCK_M)
+                query = load_rows(q + b64 * q_b + h64 * q_h, 0, i, lenq, q_s, HEAD_DIM, BLOCK_D, True)
+                grad = load_rows(dout + b64 * dout_b + h64 * dout_h, 0, i, lenq, dout_s, HEAD_DIM_V, BLOCK_DV, True)
+                lse2, delt = load_statistics(lse + row, delta + row, i, lenq)
+                for n in range(n_low, n_high, BLOCK_N):
+                    j = n + tl.arange(0, BLOCK_N)
+                    kv = h64 // group
+                    key = load_rows(k + b64 * k_b + kv * k_h, 0, j, lenk, k_s, HEAD_DIM, BLOCK_D, True)
+                    value = load_rows(v + b64 * v_b + kv * v_h, 0, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, True)
+                    _, biased, _ = gradients(
+                        query, key, value, grad, i, j, lse2, delt, b * nheads + h, at, lenq, lenk, left, right, scale,
+                        softcap, bias + b64 * bias_b + h64 * bias_h, bias_m, bias_n,
+                        mask + b64 * mask_b + h64 * mask_h, mask_m, mask_n, values, span, 0.0, state, threshold,
+                        keep_scale, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, HAS_SOFTCAP,
+                        HAS_DROPOUT, PRECISION, True,
+                    )  # fmt: skip
+                    acc += biased
+    i = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, columns = (1 if SUM_M else seqlen_q), (1 if SUM_N else seqlen_k)
+    base = dbias + tl.program_id(2).to(tl.int64) * rows * columns
+    if SUM_M:
+        acc = tl.broadcast_to(tl.sum(acc, 0)[None, :], (BLOCK_M, BLOCK_N))
+    if SUM_N:
+        acc = tl.broadcast_to(tl.sum(acc, 1)[:, None], (BLOCK_M, BLOCK_N))
+    inside = (i[:, None] < rows) & (j[None, :] < columns)
+    tl.store(base + i.to(tl.int64)[:, None] * columns + j[None, :], acc, mask=inside)

@@ -1,0 +1,86 @@
+"""One tile of scores: what is added to q k^T, and which elements are visible."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_rows(base, first, rows, limit, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """Rows [R] of a (seqlen, head_dim) matrix as [R, BLOCK_D]; 0 beyond `limit` rows and beyond HEAD_DIM."""
+    d = tl.arange(0, BLOCK_D)
+    at = base + (first + rows.to(tl.int64))[:, None] * stride + d[None, :]
+    if MASKED:
+        return tl.load(at, mask=(rows[:, None] < limit) & (d[None, :] < HEAD_DIM), other=0.0)
+    else:
+        if HEAD_DIM == BLOCK_D:
+            return tl.load(at)
+        else:
+            return tl.load(at, mask=d[None, :] < HEAD_DIM, other=0.0)
+
+
+@triton.jit
+def store_rows(base, first, rows, limit, stride, value, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The inverse of `load_rows`, in the dtype of the memory."""
+    d = tl.arange(0, BLOCK_D)
+    at = base + (first + rows.to(tl.int64))[:, None] * stride + d[None, :]
+    tl.store(at, value.to(base.dtype.element_ty), mask=(rows[:, None] < limit) & (d[None, :] < HEAD_DIM))
+
+
+@triton.jit
+def visible(
+    i, j, shift, lenq, lenk, left, right, mask, mask_m, mask_n,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_MASK: tl.constexpr,
+):  # fmt: skip
+    """bool [M, N]. mask: bytes of this batch row and head, or nothing."""
+    inside = (i[:, None] < lenq) & (j[None, :] < lenk)
+    seen = inside
+    distance = j[None, :] - i[:, None] - shift
+    if HAS_LEFT:
+        seen = seen & (distance >= -left)
+    if HAS_RIGHT:
+        seen = seen & (distance <= right)
+    if HAS_MASK:
+        at = mask + i.to(tl.int64)[:, None] * mask_m + j.to(tl.int64)[None, :] * mask_n
+        seen = seen & (tl.load(at, mask=inside, other=0) != 0)
+    return seen
+
+
+@triton.jit
+def scores(
+    q, k, i, j, shift, lenq, lenk, scale, softcap, bias, bias_m, bias_n, values, span, slope,
+    HAS_SOFTCAP: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RELATIVE: tl.constexpr, HAS_ALIBI: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(scores times log2(e) [M, N], derivative of the cap [M, N]), not masked.
+
+    q [M, D], k [N, D]. bias: this batch row's and head's (seqlen_q, seqlen_k) by strides. values: this head's bias by
+    key position minus query position, from -span to span, beyond which it is constant. slope: this head's of ALiBi.
+    """
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    factor = s
+    if HAS_SOFTCAP:
+        # tanh(x) = 1 - 2 / (e^(2 x) + 1), which neither overflows nor needs a library.
+        tanh = 1.0 - 2.0 / (tl.exp2(s * (scale / softcap * 2.0 * LOG2E)) + 1.0)
+        factor = 1.0 - tanh * tanh
+        s = softcap * tanh
+    else:
+        s = s * scale
+    distance = j[None, :] - i[:, None] - shift
+    if HAS_BIAS:
+        at = bias + i.to(tl.int64)[:, None] * bias_m + j.to(tl.int64)[None, :] * bias_n
+        s += tl.load(at, mask=(i[:, None] < lenq) & (j[None, :] < lenk), other=0.0).to(tl.float32)
+    if HAS_RELATIVE:
+        s += tl.load(values + tl.minimum(tl.maximum(distance, -span), span) + span)
+    if HAS_ALIBI:
+        s -= slope * tl.abs(distance).to(tl.float32)
+    return s * LOG2E, factor
+
+
+@triton.jit
+def finite(x):
+    """x with 0 in place of NaN and infinity: 0 * NaN would carry a hidden row into a product."""
+    return tl.where(tl.abs(x.to(tl.float32)) < float("inf"), x, 0.0).to(x.dtype)

@@ -1,0 +1,30 @@
+"""What launchers share, on the host."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+
+def interpreting() -> bool:
+    """Triton itself reads the variable when a kernel is defined, so this says how kernels of this process run."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def widened(*tensors: Tensor | None) -> list[Tensor | None]:
+    """In the interpreter, bfloat16 as float32: its arithmetic on bfloat16 is that of the raw bits."""
+    if not interpreting():
+        return list(tensors)
+    return [t.float() if t is not None and t.dtype == torch.bfloat16 else t for t in tensors]
+
+
+def power_of_two(number: int, lowest: int = 16) -> int:
+    """The smallest power of two that is at least `number` and `lowest`."""
+    return max(lowest, 1 << (max(number, 1) - 1).bit_length())
+
+
+def signed(number: int) -> int:
+    """The int32 with the bits of a uint32: Triton's integer arguments are signed."""
+    return number - 2**32 if number >= 2**31 else number
