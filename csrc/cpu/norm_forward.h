@@ -9,102 +9,120 @@
 
 namespace undivided::UNDIVIDED_VARIANT {
 
-constexpr int kForwardRows = 4;  // rows that share one load of the weight
+// Vectors over the columns, in the order of blocks of T.
+struct ForwardColumns {
+  const float* weight;
+  const float* bias;
+  const float* valid;  // 1 for a column, 0 for the padding after the last
+};
 
-template <bool kCentered, class T>
-UNDIVIDED_INLINE void row_statistics(const T* row, int64_t columns, float eps, float& mean, float& rstd) {
+template <bool kCentered, int kRows, class T>
+UNDIVIDED_INLINE void row_statistics(const T* x, const ForwardColumns& by_column, int64_t columns, float eps,
+                                     float* mean, float* rstd) {
   const float over_columns = 1.0F / static_cast<float>(columns);
-  mean = 0.0F;
+  Block total[kRows];
   if constexpr (kCentered) {
-    mean = reduce_row(row, columns, [](Vec v) { return v; }) * over_columns;
+    for (int r = 0; r < kRows; ++r) total[r] = block_of(0.0F);
+    each_block(columns, [&](int64_t i, int n) {
+      for (int r = 0; r < kRows; ++r) total[r] = total[r] + load_some(x + r * columns + i, n);
+    });
   }
-  const Vec center = broadcast(mean);
-  const float variance = reduce_row(row, columns, [&](Vec v) {
-    if constexpr (kCentered) v -= center;
-    return v * v;
+  Block center[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    mean[r] = kCentered ? sum(total[r]) * over_columns : 0.0F;
+    center[r] = block_of(mean[r]);
+    total[r] = block_of(0.0F);
+  }
+  each_block(columns, [&](int64_t i, int n) {
+    for (int r = 0; r < kRows; ++r) {
+      Block v = load_some(x + r * columns + i, n);
+      if constexpr (kCentered) v = v - center[r];
+      if (kCentered && n != kBlock) v = v * load_block(by_column.valid + i);
+      total[r] = total[r] + v * v;
+    }
   });
-  rstd = 1.0F / std::sqrt(variance * over_columns + eps);
+  for (int r = 0; r < kRows; ++r) rstd[r] = 1.0F / std::sqrt(sum(total[r]) * over_columns + eps);
 }
 
-// y = (x - mean) * rstd * weight + bias for kRows neighbouring rows.
+// y = (x - mean) * rstd * weight + bias. `summed`, if given, gets a copy of x.
 template <bool kCentered, int kRows, bool kStream, class T>
-UNDIVIDED_INLINE void normalise_rows(const T* x, T* y, const float* weight, const float* bias, const float* mean,
+UNDIVIDED_INLINE void normalise_rows(const T* x, T* y, T* summed, const ForwardColumns& by_column, const float* mean,
                                      const float* rstd, int64_t columns) {
-  Vec center[kRows], scale[kRows];
+  // The mean comes off first: x * rstd - mean * rstd would keep an error of the size of the mean.
+  Block center[kRows], scale[kRows];
   for (int r = 0; r < kRows; ++r) {
-    center[r] = broadcast(mean[r]);
-    scale[r] = broadcast(rstd[r]);
+    center[r] = block_of(mean[r]);
+    scale[r] = block_of(rstd[r]);
   }
-  each_vector(columns, [&](int64_t i, int n) {
-    const Vec w = load_some(weight + i, n);
-    const Vec b = kCentered ? load_some(bias + i, n) : zeros();
+  each_block(columns, [&](int64_t i, int n) {
+    const Block weight = load_block(by_column.weight + i);
+    const Block bias = kCentered ? load_block(by_column.bias + i) : block_of(0.0F);
     for (int r = 0; r < kRows; ++r) {
-      Vec v = load_some(x + r * columns + i, n);
-      if constexpr (kCentered) v -= center[r];
-      v = v * scale[r] * w;
-      if constexpr (kCentered) v += b;
-      if constexpr (kStream) {
-        stream(y + r * columns + i, v);  // rows are whole vectors here
-      } else {
-        store_some(y + r * columns + i, v, n);
-      }
+      const int64_t at = r * columns + i;
+      Block v = load_some(x + at, n);
+      if (kStream && summed != nullptr) stream_block(summed + at, v);
+      if constexpr (kCentered) v = (v - center[r]) * scale[r] * weight + bias;
+      if constexpr (!kCentered) v = v * scale[r] * weight;
+      store_or_stream<kStream>(y + at, v, n);
     }
   });
 }
 
 template <bool kCentered, int kRows, bool kStream, class T>
-UNDIVIDED_INLINE void forward_rows(const NormForward& call, const float* weight, const float* bias, int64_t row) {
+UNDIVIDED_INLINE void forward_rows(const NormForward& call, const ForwardColumns& by_column, int64_t row) {
   const int64_t columns = call.columns, start = row * columns;
   const T* x = static_cast<const T*>(call.x) + start;
+  T* summed = nullptr;
   if (call.residual != nullptr) {
     const T* residual = static_cast<const T*>(call.residual) + start;
-    T* summed = static_cast<T*>(call.summed) + start;
-    each_vector(kRows * columns, [&](int64_t i, int n) {
-      store_some(summed + i, load_some(x + i, n) + load_some(residual + i, n), n);
+    summed = static_cast<T*>(call.summed) + start;
+    // The passes below need the sum in the first-level cache; what goes past the caches waits in scratch till then.
+    T* here = kStream ? static_cast<T*>(scratch(kRows * columns * sizeof(T), 1)) : summed;
+    each_block(kRows * columns, [&](int64_t i, int n) {
+      store_some(here + i, load_some(x + i, n) + load_some(residual + i, n), n);
     });
-    x = summed;
+    x = here;
   }
   float mean[kRows], rstd[kRows];
+  row_statistics<kCentered, kRows>(x, by_column, columns, call.eps, mean, rstd);
+  T* y = static_cast<T*>(call.y) + start;
+  normalise_rows<kCentered, kRows, kStream>(x, y, summed, by_column, mean, rstd, columns);
   for (int r = 0; r < kRows; ++r) {
-    row_statistics<kCentered>(x + r * columns, columns, call.eps, mean[r], rstd[r]);
     if (kCentered) call.mean[row + r] = mean[r];
     call.rstd[row + r] = rstd[r];
   }
-  normalise_rows<kCentered, kRows, kStream>(x, static_cast<T*>(call.y) + start, weight, bias, mean, rstd, columns);
 }
 
 template <bool kCentered, bool kStream, class T>
-void forward_all(const NormForward& call, const float* weight, const float* bias) {
+void forward_all(const NormForward& call, const ForwardColumns& by_column) {
+  constexpr int kRows = rows_together(kStream);
   const int threads = useful_threads(call.threads, call.rows * call.columns);
-  const int64_t groups = (call.rows + kForwardRows - 1) / kForwardRows;
+  const int64_t groups = (call.rows + kRows - 1) / kRows;
   // As many tasks as threads: then a thread meets the rows that the op before left in its own cache.
-  const int64_t tasks = threads;
-  parallel_for(tasks, threads, [&](int64_t task) {
-    int64_t row = groups * task / tasks * kForwardRows;
-    int64_t end = groups * (task + 1) / tasks * kForwardRows;
+  parallel_for(threads, threads, [&](int64_t task) {
+    int64_t row = groups * task / threads * kRows;
+    int64_t end = groups * (task + 1) / threads * kRows;
     if (end > call.rows) end = call.rows;
-    for (; row + kForwardRows <= end; row += kForwardRows) {
-      forward_rows<kCentered, kForwardRows, kStream, T>(call, weight, bias, row);
-    }
-    for (; row < end; ++row) forward_rows<kCentered, 1, kStream, T>(call, weight, bias, row);
-#if defined(__x86_64__)
-    if (kStream) __builtin_ia32_sfence();
-#endif
+    for (; row + kRows <= end; row += kRows) forward_rows<kCentered, kRows, kStream, T>(call, by_column, row);
+    for (; row < end; ++row) forward_rows<kCentered, 1, kStream, T>(call, by_column, row);
+    finish_streaming<kStream>();
   });
 }
 
 template <bool kCentered, class T>
 void forward_typed(const NormForward& call) {
-  const int64_t padded = rounded_up(call.columns, kLanes);
-  float* weight = static_cast<float*>(scratch(2 * padded * sizeof(float), 0));
-  float* bias = weight + padded;
-  weight_as_float(call.weight, call.weight_dtype, call.columns, 1.0F, weight);
-  weight_as_float(call.bias, call.bias_dtype, call.columns, 0.0F, bias);
-  const bool aligned = reinterpret_cast<uintptr_t>(call.y) % 64 == 0 && call.columns % kLanes == 0;
-  if (aligned && call.rows * call.columns * static_cast<int64_t>(sizeof(T)) >= kStreamBytes) {
-    forward_all<kCentered, true, T>(call, weight, bias);
+  const int64_t padded = rounded_up(call.columns, kBlock);
+  float* weight = static_cast<float*>(scratch(3 * padded * sizeof(float), 0));
+  float *bias = weight + padded, *valid = bias + padded;
+  read_columns<T>(call.weight, call.weight_dtype, call.columns, 1.0F, weight);
+  read_columns<T>(call.bias, call.bias_dtype, call.columns, 0.0F, bias);
+  read_columns<T>(nullptr, kFloat32, call.columns, 1.0F, valid);
+  const ForwardColumns by_column{weight, bias, valid};
+  const bool aligned = reinterpret_cast<uintptr_t>(call.summed) % 64 == 0;
+  if (aligned && worth_streaming<T>(call.y, call.rows, call.columns)) {
+    forward_all<kCentered, true, T>(call, by_column);
   } else {
-    forward_all<kCentered, false, T>(call, weight, bias);
+    forward_all<kCentered, false, T>(call, by_column);
   }
 }
 

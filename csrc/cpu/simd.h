@@ -54,29 +54,52 @@ UNDIVIDED_INLINE Vec of_bits(UintVec u) {
 
 // ---- conversions ----
 
-UNDIVIDED_INLINE Vec widen_bfloat16(HalfVec h) { return of_bits(__builtin_convertvector(h, UintVec) << 16); }
+// GCC splits __builtin_convertvector between widths into halves, so the wide variants name the instruction.
+UNDIVIDED_INLINE UintVec widen_bits(HalfVec h) {
+#if defined(__AVX512F__)
+  return (UintVec)_mm512_cvtepu16_epi32((__m256i)h);
+#elif defined(__AVX2__)
+  return (UintVec)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+  return __builtin_convertvector(h, UintVec);
+#endif
+}
+UNDIVIDED_INLINE HalfVec narrow_bits(UintVec u) {
+#if defined(__AVX512F__)
+  return (HalfVec)_mm512_cvtepi32_epi16((__m512i)u);
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)u, (__m256i)u);
+  return (HalfVec)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#else
+  return __builtin_convertvector(u, HalfVec);
+#endif
+}
 
-// Round to nearest even; a NaN stays one.
-UNDIVIDED_INLINE HalfVec narrow_bfloat16(Vec v) {
+UNDIVIDED_INLINE Vec widen_bfloat16(HalfVec h) { return of_bits(widen_bits(h) << 16); }
+
+// The upper 16 bits are those of the nearest bfloat16, ties to even; a NaN stays one. The lower bits mean nothing.
+UNDIVIDED_INLINE UintVec round_bfloat16(Vec v) {
   const UintVec u = bits_of(v);
-  UintVec rounded = (u + 0x7fffU + ((u >> 16) & 1U)) >> 16;
   const UintVec nan = (UintVec)(v != v);
-  rounded = (nan & ((u >> 16) | 0x40U)) | (~nan & rounded);
-  return __builtin_convertvector(rounded, HalfVec);
+  return (nan & (u | 0x400000U)) | (~nan & (u + 0x7fffU + ((u >> 16) & 1U)));
+}
+
+UNDIVIDED_INLINE HalfVec narrow_bfloat16(Vec v) {
+#if defined(__AVX512BF16__)
+  return (HalfVec)_mm512_cvtneps_pbh((__m512)v);  // takes denormals for zero
+#else
+  return narrow_bits(round_bfloat16(v) >> 16);
+#endif
 }
 
 UNDIVIDED_INLINE Vec widen_float16(HalfVec h) {
 #if defined(__AVX512F__)
-  __m256i in;
-  std::memcpy(&in, &h, sizeof in);
-  return (Vec)_mm512_cvtph_ps(in);
+  return (Vec)_mm512_cvtph_ps((__m256i)h);
 #elif defined(__AVX2__)
-  __m128i in;
-  std::memcpy(&in, &h, sizeof in);
-  return (Vec)_mm256_cvtph_ps(in);
+  return (Vec)_mm256_cvtph_ps((__m128i)h);
 #else
   // Place exponent and mantissa, then let a multiplication by 2^112 fix the bias, denormals included.
-  const UintVec u = __builtin_convertvector(h, UintVec);
+  const UintVec u = widen_bits(h);
   const UintVec sign = (u & 0x8000U) << 16;
   const UintVec special = (UintVec)((u & 0x7c00U) == 0x7c00U);
   const Vec scaled = of_bits((u & 0x7fffU) << 13) * broadcast(0x1p112F);
@@ -88,15 +111,9 @@ UNDIVIDED_INLINE Vec widen_float16(HalfVec h) {
 
 UNDIVIDED_INLINE HalfVec narrow_float16(Vec v) {
 #if defined(__AVX512F__)
-  const __m256i out = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  HalfVec h;
-  std::memcpy(&h, &out, sizeof h);
-  return h;
+  return (HalfVec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(__AVX2__)
-  const __m128i out = _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  HalfVec h;
-  std::memcpy(&h, &out, sizeof h);
-  return h;
+  return (HalfVec)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   const UintVec u = bits_of(v);
   const UintVec sign = (u >> 16) & 0x8000U;
@@ -111,7 +128,7 @@ UNDIVIDED_INLINE HalfVec narrow_float16(Vec v) {
   UintVec out = (small & denormal) | (~small & normal);
   out = (large & 0x7c00U) | (~large & out);
   out = (nan & 0x7e00U) | (~nan & out);
-  return __builtin_convertvector(sign | out, HalfVec);
+  return narrow_bits(sign | out);
 #endif
 }
 
@@ -122,39 +139,57 @@ UNDIVIDED_INLINE Vec load(const float* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-UNDIVIDED_INLINE Vec load(const bfloat16* p) {
+
+// The conversion that belongs to a pointer's element type.
+UNDIVIDED_INLINE Vec widen(const bfloat16*, HalfVec h) { return widen_bfloat16(h); }
+UNDIVIDED_INLINE Vec widen(const float16*, HalfVec h) { return widen_float16(h); }
+UNDIVIDED_INLINE HalfVec narrow(const bfloat16*, Vec v) { return narrow_bfloat16(v); }
+UNDIVIDED_INLINE HalfVec narrow(const float16*, Vec v) { return narrow_float16(v); }
+
+template <class Half>
+UNDIVIDED_INLINE Vec load(const Half* p) {
   HalfVec h;
   std::memcpy(&h, p, sizeof h);
-  return widen_bfloat16(h);
-}
-UNDIVIDED_INLINE Vec load(const float16* p) {
-  HalfVec h;
-  std::memcpy(&h, p, sizeof h);
-  return widen_float16(h);
+  return widen(p, h);
 }
 
 UNDIVIDED_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-UNDIVIDED_INLINE void store(bfloat16* p, Vec v) {
-  const HalfVec h = narrow_bfloat16(v);
-  std::memcpy(p, &h, sizeof h);
-}
-UNDIVIDED_INLINE void store(float16* p, Vec v) {
-  const HalfVec h = narrow_float16(v);
+template <class Half>
+UNDIVIDED_INLINE void store(Half* p, Vec v) {
+  const HalfVec h = narrow(p, v);
   std::memcpy(p, &h, sizeof h);
 }
 
 // The first n elements, the other lanes 0; n < kLanes.
 template <class T>
 UNDIVIDED_INLINE Vec load_part(const T* p, int n) {
+#if defined(__AVX512F__)
+  const __mmask16 first = static_cast<__mmask16>((1U << n) - 1U);
+  if constexpr (sizeof(T) == 4) {
+    return (Vec)_mm512_maskz_loadu_ps(first, p);
+  } else {
+    return widen(p, (HalfVec)_mm256_maskz_loadu_epi16(first, p));
+  }
+#else
   T buffer[kLanes] = {};
   for (int lane = 0; lane < n; ++lane) buffer[lane] = p[lane];
   return load(buffer);
+#endif
 }
 template <class T>
 UNDIVIDED_INLINE void store_part(T* p, Vec v, int n) {
+#if defined(__AVX512F__)
+  const __mmask16 first = static_cast<__mmask16>((1U << n) - 1U);
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, first, (__m512)v);
+  } else {
+    _mm256_mask_storeu_epi16(p, first, (__m256i)narrow(p, v));
+  }
+#else
   T buffer[kLanes];
   store(buffer, v);
   for (int lane = 0; lane < n; ++lane) p[lane] = buffer[lane];
+#endif
 }
 
 // Stores past the caches, for outputs that no cache will hold; p is aligned to the vector in memory.
@@ -164,21 +199,13 @@ UNDIVIDED_INLINE void stream(T* p, Vec v) {
   if constexpr (sizeof(T) == 4) {
     _mm512_stream_ps(p, (__m512)v);
   } else {
-    T buffer[kLanes];
-    store(buffer, v);
-    __m256i h;
-    std::memcpy(&h, buffer, sizeof h);
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), h);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)narrow(p, v));
   }
 #elif defined(__AVX2__)
   if constexpr (sizeof(T) == 4) {
     _mm256_stream_ps(p, (__m256)v);
   } else {
-    T buffer[kLanes];
-    store(buffer, v);
-    __m128i h;
-    std::memcpy(&h, buffer, sizeof h);
-    _mm_stream_si128(reinterpret_cast<__m128i*>(p), h);
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)narrow(p, v));
   }
 #else
   store(p, v);
@@ -188,12 +215,15 @@ UNDIVIDED_INLINE void stream(T* p, Vec v) {
 // ---- arithmetic ----
 
 UNDIVIDED_INLINE float sum(Vec v) {
-  float lanes[kLanes];
-  std::memcpy(lanes, &v, sizeof lanes);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  }
-  return lanes[0];
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#elif defined(__AVX2__)
+  const __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
 }
 
 UNDIVIDED_INLINE Vec select(IntVec condition, Vec yes, Vec no) { return condition ? yes : no; }

@@ -10,6 +10,7 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#include <unistd.h>
 #endif
 
 namespace undivided {
@@ -175,6 +176,17 @@ void* scratch(size_t bytes, int slot) {
     mine.size[slot] = rounded;
   }
   return mine.memory[slot];
+}
+
+int64_t streaming_bytes() {
+  static const int64_t bytes = [] {
+    int64_t cache = 0;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    return cache > 0 ? cache / 4 : int64_t{8} << 20;
+  }();
+  return bytes;
 }
 
 }  // namespace undivided

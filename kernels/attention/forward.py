@@ -83,18 +83,17 @@ def forward_kernel(
     if m >= lenq:
         high, full_high, full_low = low, low, low
     for part in tl.static_range(3):
-        MASKED: tl.constexpr = part != 1
         begin = low if part == 0 else (full_low if part == 1 else full_high)
         end = full_low if part == 0 else (full_high if part == 1 else high)
         for n in range(begin, end, BLOCK_N):
             j = n + tl.arange(0, BLOCK_N)
-            key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, MASKED)  # [N, D]
+            key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, part != 1)  # [N, D]
             s, _ = scores(
                 query, key, i, j, at, lenq, lenk, scale, softcap, bias, bias_m, bias_n, values, span, slope,
                 HAS_SOFTCAP, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, PRECISION,
             )  # fmt: skip
             seen = s == s
-            if MASKED or HAS_MASK:
+            if (part != 1) or HAS_MASK:
                 seen = visible(
                     i, j, at, lenq, lenk, left, right, mask, mask_m, mask_n, HAS_LEFT, HAS_RIGHT, HAS_MASK
                 )  # fmt: skip
@@ -106,8 +105,8 @@ def forward_kernel(
             total = total * shrink + tl.sum(p, 1)
             if HAS_DROPOUT:
                 p = tl.where(kept(state, threshold, head, i, j), p * keep_scale, 0.0)
-            value = load_rows(v, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, MASKED)  # [N, DV]
-            acc = weigh(p, value, seen, acc * shrink[:, None], MASKED or HAS_MASK, PRECISION)
+            value = load_rows(v, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, part != 1)  # [N, DV]
+            acc = weigh(p, value, seen, acc * shrink[:, None], (part != 1) or HAS_MASK, PRECISION)
             top = new
 
     empty = (total == 0.0) | (i >= lenq)

@@ -63,8 +63,8 @@ def add_buckets(acc, ds, i, j, at, buckets, span, num_buckets, BLOCK_B: tl.const
     nearest = tl.min(tl.min(distance, 1), 0)
     farthest = tl.max(tl.max(distance, 1), 0)
     if (nearest >= span) | (farthest <= -span):
-        bucket = tl.load(buckets + tl.where(nearest >= span, 2 * span, 0))
-        acc += tl.where(c == bucket, tl.sum(tl.sum(ds, 1), 0), 0.0)
+        only = tl.load(buckets + tl.where(nearest >= span, 2 * span, 0))
+        acc += tl.where(c == only, tl.sum(tl.sum(ds, 1), 0), 0.0)
     else:
         bucket = tl.load(buckets + tl.minimum(tl.maximum(distance, -span), span) + span)
         for number in range(num_buckets):
@@ -120,22 +120,21 @@ def dq_kernel(
     if m >= lenq:
         high, full_high, full_low = low, low, low
     for part in tl.static_range(3):
-        MASKED: tl.constexpr = part != 1
         begin = low if part == 0 else (full_low if part == 1 else full_high)
         end = full_low if part == 0 else (full_high if part == 1 else high)
         for n in range(begin, end, BLOCK_N):
             j = n + tl.arange(0, BLOCK_N)
-            key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, MASKED)
-            value = load_rows(v, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, MASKED)
+            key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, part != 1)
+            value = load_rows(v, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, part != 1)
             _, biased, plain = gradients(
                 query, key, value, grad, i, j, lse2, delt, head, at, lenq, lenk, left, right, scale, softcap,
                 bias, bias_m, bias_n, mask, mask_m, mask_n, values, span, slope, state, threshold, keep_scale,
                 HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT,
-                PRECISION, MASKED,
+                PRECISION, part != 1,
             )  # fmt: skip
             if NEEDS_TABLE:
                 table = add_buckets(table, biased, i, j, at, buckets, span, num_buckets, BLOCK_B)
-            if MASKED or HAS_MASK:
+            if (part != 1) or HAS_MASK:
                 key = finite(key)  # a visible NaN is in the score's gradient already
             acc = tl.dot(plain.to(key.dtype), key, acc, input_precision=PRECISION)
     store_rows(dq + b64 * dq_b + h64 * dq_h, first_q, i, rows, dq_s, acc * scale, HEAD_DIM, BLOCK_D)
@@ -188,14 +187,13 @@ def dkdv_kernel(
         if HAS_ALIBI:
             slope = tl.load(slopes + b64 * slopes_b + hq * slopes_h)
         for part in tl.static_range(3):
-            MASKED: tl.constexpr = part != 1
             begin = low if part == 0 else (full_low if part == 1 else full_high)
             end = full_low if part == 0 else (full_high if part == 1 else high)
             for m in range(begin, end, BLOCK_M):
                 i = m + tl.arange(0, BLOCK_M)
-                query = load_rows(q + b64 * q_b + hq * q_h, first_q, i, lenq, q_s, HEAD_DIM, BLOCK_D, MASKED)
+                query = load_rows(q + b64 * q_b + hq * q_h, first_q, i, lenq, q_s, HEAD_DIM, BLOCK_D, part != 1)
                 grad = load_rows(
-                    dout + b64 * dout_b + hq * dout_h, first_q, i, lenq, dout_s, HEAD_DIM_V, BLOCK_DV, MASKED
+                    dout + b64 * dout_b + hq * dout_h, first_q, i, lenq, dout_s, HEAD_DIM_V, BLOCK_DV, part != 1
                 )  # fmt: skip
                 lse2, delt = load_statistics(lse + row, delta + row, i, lenq)
                 p, _, plain = gradients(
@@ -203,7 +201,7 @@ def dkdv_kernel(
                     bias + b64 * bias_b + hq * bias_h, bias_m, bias_n, mask + b64 * mask_b + hq * mask_h, mask_m,
                     mask_n, values + hq * (2 * span + 1), span, slope, state, threshold, keep_scale,
                     HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT,
-                    PRECISION, MASKED,
+                    PRECISION, part != 1,
                 )  # fmt: skip
                 value_sum = tl.dot(tl.trans(p.to(grad.dtype)), grad, value_sum, input_precision=PRECISION)
                 key_sum = tl.dot(tl.trans(plain.to(query.dtype)), query, key_sum, input_precision=PRECISION)
@@ -240,8 +238,8 @@ def dbias_kernel(
     n_low, n_high = (0, seqlen_k) if SUM_N else (tl.program_id(0) * BLOCK_N, tl.program_id(0) * BLOCK_N + 1)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for b in range(b_low, b_high):
-        _, lenq = sequence(cu_q, query_lengths, seqlen_q, b, PACKED, HAS_QUERY_LENGTHS)
-        _, lenk = sequence(cu_k, key_lengths, seqlen_k, b, PACKED, HAS_KEY_LENGTHS)
+        start_q, lenq = sequence(cu_q, query_lengths, seqlen_q, b, PACKED, HAS_QUERY_LENGTHS)
+        start_k, lenk = sequence(cu_k, key_lengths, seqlen_k, b, PACKED, HAS_KEY_LENGTHS)
         at = shift_of(shifts, shift, lenq, lenk, b, PACKED, HAS_SHIFTS, OWN_SHIFT)
         for h in range(h_low, h_high):
             b64, h64 = tl.cast(b, tl.int64), tl.cast(h, tl.int64)
@@ -256,7 +254,7 @@ def dbias_kernel(
                     kv = h64 // group
                     key = load_rows(k + b64 * k_b + kv * k_h, 0, j, lenk, k_s, HEAD_DIM, BLOCK_D, True)
                     value = load_rows(v + b64 * v_b + kv * v_h, 0, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, True)
-                    _, biased, _ = gradients(
+                    dropped, biased, plain = gradients(
                         query, key, value, grad, i, j, lse2, delt, b * nheads + h, at, lenq, lenk, left, right, scale,
                         softcap, bias + b64 * bias_b + h64 * bias_h, bias_m, bias_n,
                         mask + b64 * mask_b + h64 * mask_h, mask_m, mask_n, values, span, 0.0, state, threshold,

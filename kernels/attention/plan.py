@@ -25,7 +25,7 @@ class Launch:
 
 # By the padded head_dim (of keys and values, the larger), for 16-bit inputs; float32 takes half of BLOCK_N. The rows
 # are what compiles without spills for compute capability 8.0, 9.0 and 10.0; none has been timed on a GPU yet.
-FORWARD = {16: Launch(128, 64, 4, 3), 32: Launch(128, 64, 4, 3), 64: Launch(64, 64, 4, 2), 128: Launch(64, 32, 4, 2),
+FORWARD = {16: Launch(128, 64, 4, 3), 32: Launch(128, 64, 4, 3), 64: Launch(64, 32, 4, 2), 128: Launch(64, 32, 4, 2),
            256: Launch(32, 32, 4, 1)}  # fmt: skip
 BACKWARD = {16: Launch(64, 64, 4, 1), 32: Launch(64, 64, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1),
             256: Launch(16, 16, 4, 1)}  # fmt: skip

@@ -53,7 +53,7 @@ def head_dims(call: AttentionCall) -> str | None:
 
 def tensor_cores(call: Call) -> str | None:
     """Triton's kernels need compute capability 8.0 for bfloat16 and asynchronous copies."""
-    if call.device != "cuda":
+    if call.device != "cuda" or not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()
     return None if major >= 8 else f"the GPU has compute capability {major}.{minor}, at least 8.0 is needed"

@@ -1,0 +1,52 @@
+"""The attention kernels, compiled ahead of time as a call of a given kind would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..aot import Resources, compile_kernel
+from .forward import forward_kernel
+from .gradients import dbias_kernel, dkdv_kernel, dq_kernel
+from .plan import BACKWARD, FORWARD, launch_of, make_plan
+
+KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkdv": dkdv_kernel, "dbias": dbias_kernel}
+WIDTH = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+OWN = {
+    "forward": {"HAS_SINKS": False},
+    "dq": {"NEEDS_TABLE": False, "BLOCK_B": 1},
+    "dkdv": {},
+    "dbias": {"SUM_B": True, "SUM_H": False, "SUM_M": False, "SUM_N": False},
+}
+
+
+def compile_attention(
+    name: str, head_dim: int, dtype: torch.dtype, capability: int, causal: bool = False, **features: Any
+) -> Resources:
+    """What a kernel needs (forward, dq, dkdv or dbias), for a square call; `features` set further constants."""
+    kernel = KERNELS[name]
+    q = torch.empty((1, 16, 1, head_dim), dtype=dtype)
+    plan = make_plan(q, q, q, scale=1.0, causal=causal)
+    row = launch_of(FORWARD if name == "forward" else BACKWARD, head_dim, dtype)
+    given: dict[str, Any] = dict(plan.arguments, **OWN[name], BLOCK_M=row.BLOCK_M, BLOCK_N=row.BLOCK_N)
+    given |= features
+    constants = {key: value for key, value in given.items() if key.isupper()}
+    floats = ("scale", "softcap", "keep_scale")
+    statistics = ("lse", "delta", "dtable", "dbias", "values", "slopes")
+    integers = ("buckets", "shifts", "key_lengths", "query_lengths", "cu_q", "cu_k")
+    types = {}
+    for argument in kernel.arg_names:
+        if argument in constants:
+            continue
+        if argument in statistics:
+            types[argument] = "*fp32"
+        elif argument in integers:
+            types[argument] = "*i32"
+        elif argument in ("q", "k", "v", "dout", "out", "dq", "dk", "dv", "sinks", "bias", "mask"):
+            types[argument] = "*u8" if argument == "mask" else WIDTH[dtype]
+        else:
+            types[argument] = "fp32" if argument in floats else "i32"
+    ends = ("_b", "_s", "_h")
+    aligned = tuple(n for n in types if types[n][0] == "*" or (n.endswith(ends) and n[0] in "qkvdo"))
+    return compile_kernel(kernel, types, constants, capability, row.num_warps, row.num_stages, aligned)

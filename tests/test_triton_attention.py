@@ -1,0 +1,74 @@
+"""The Triton attention in the interpreter (or on a GPU), against the float64 reference, over the shared case table."""
+
+import importlib.util
+
+import pytest
+import torch
+
+import undivided
+from undivided.testing import compare
+from undivided.testing.cases import ATTENTION_CASES
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# One row of each kind of arithmetic; the others differ in which elements are visible, not in their type.
+LOW_PRECISION = ("64", "head_dim 40", "head_dim 128", "gqa", "everything", "bias hqk", "sinks", "packed cross")
+
+
+@pytest.mark.parametrize("case", ATTENTION_CASES, ids=lambda case: case.name)
+def test_forward_and_backward(case):
+    verdicts = compare.attention(case, torch.float32, "triton", DEVICE, True)
+    assert not [verdict for verdict in verdicts if not verdict.ok]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [c for c in ATTENTION_CASES if c.name in LOW_PRECISION], ids=lambda case: case.name)
+def test_low_precision(case, dtype):
+    verdicts = compare.attention(case, dtype, "triton", DEVICE, True)
+    assert not [verdict for verdict in verdicts if not verdict.ok]
+
+
+def inputs(seqlen: int = 80, **changes) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    sizes = {"batch": 2, "nheads": 2, "head_dim": 16, **changes}
+    shape = (sizes["batch"], seqlen, sizes["nheads"], sizes["head_dim"])
+    return tuple(torch.randn(shape, generator=generator).to(DEVICE).requires_grad_() for _ in range(3))
+
+
+def gradients(q, k, v, **words) -> list[torch.Tensor]:
+    out = undivided.attention(q, k, v, backend="triton", **words)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v))]
+
+
+def test_two_runs_agree_to_the_bit():
+    q, k, v = inputs()
+    first, second = (gradients(q, k, v, causal=True, dropout_p=0.2, seed=5) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_poison_in_hidden_keys_reaches_nothing(poison):
+    q, k, v = inputs()
+    clean = gradients(q, k, v, causal=True, key_lengths=torch.tensor([80, 30], dtype=torch.int32, device=DEVICE))
+    with torch.no_grad():
+        k[1, 30:] = poison
+        v[1, 30:] = poison
+    lengths = torch.tensor([80, 30], dtype=torch.int32, device=DEVICE)
+    dirty = gradients(q, k, v, causal=True, key_lengths=lengths)
+    assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
+
+
+def test_a_nan_in_a_later_value_stays_out_of_earlier_rows():
+    q, k, v = inputs()
+    with torch.no_grad():
+        v[0, 40, 0, 3] = float("nan")
+    out = undivided.attention(q, k, v, causal=True, backend="triton")
+    assert out[0, :40].isfinite().all() and out[0, 40:, 0, 3].isnan().all()
+
+
+def test_it_stays_out_of_auto_until_it_has_run_on_a_gpu():
+    from undivided.dispatch import AttentionCall
+
+    call = AttentionCall("cuda", "bfloat16", 2, 8, 8, 4, 4, 64, 64)
+    text = undivided.explain(call)
+    assert "has not run on a GPU yet" in text and not text.endswith("auto takes: triton")
