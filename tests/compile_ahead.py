@@ -36,6 +36,34 @@ def attention_features():
             yield f"{name} packed", 90, compile_attention(name, 40, torch.float32, 90, PACKED=True)
 
 
+def feed_forward():
+    from undivided.kernels.feed_forward.compiled import KERNELS, compile_feed_forward
+
+    for name in KERNELS:
+        for gated in (False, True):
+            kind = f"{name} {'gated' if gated else 'plain'}"
+            for activation in ("relu", "gelu", "gelu_tanh", "silu"):
+                for capability in SHARED_LIMIT:
+                    resources = compile_feed_forward(name, activation, gated, torch.bfloat16, capability)
+                    yield f"{kind} {activation}", capability, resources
+            yield f"{kind} uneven", 90, compile_feed_forward(name, "gelu", gated, torch.float16, 90, even=False)
+            yield f"{kind} float32", 90, compile_feed_forward(name, "gelu", gated, torch.float32, 90)
+
+
+def norms():
+    """20000 columns go by chunks forward, as 16384 do backward; 8192 are the widest whole row backward."""
+    from undivided.kernels.norm.compiled import compile_norm
+
+    widths = {"forward": (512, 1024, 4096, 16384, 20000), "backward": (512, 1024, 4096, 8192, 16384)}
+    for capability in SHARED_LIMIT:
+        for op in ("layer_norm", "rms_norm"):
+            for weights in (torch.bfloat16, torch.float32):
+                for direction, columns in ((name, width) for name in widths for width in widths[name]):
+                    words = (direction, columns, torch.bfloat16, weights, capability, op == "layer_norm")
+                    for name, resources in compile_norm(*words).items():
+                        yield f"{op} {name} {columns} columns, weights {weights}", capability, resources
+
+
 for found, capability, resources in globals()[sys.argv[1]]():
     line = {"kernel": found, "capability": capability, **vars(resources), "limit": SHARED_LIMIT[capability]}
     print(json.dumps(line), flush=True)

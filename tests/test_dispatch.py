@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 import undivided
 from undivided.dispatch import AttentionCall, Backend, BackendRefused, NormCall, choose, report
@@ -58,36 +57,3 @@ def test_import_loads_neither_triton_nor_the_extension():
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "text"),
-    [
-        (
-            dict(k=torch.zeros(2, 5, 3, 8), v=torch.zeros(2, 5, 3, 8)),
-            ValueError,
-            "nheads 4 is not a multiple of nheads_kv 3",
-        ),
-        (dict(q=torch.zeros(2, 3, 4, 8, dtype=torch.int32)), TypeError, "torch.int32"),
-        (dict(k=torch.zeros(2, 5, 2, 8).half()), TypeError, "k has dtype torch.float16, q has torch.float32"),
-        (dict(q=torch.zeros(2, 3, 4)), ValueError, "expected 4"),
-        (dict(k=torch.zeros(1, 5, 2, 8)), ValueError, "batch differs: q 2, k 1, v 2"),
-        (dict(softcap=-1.0), ValueError, "softcap = -1.0"),
-        (dict(dropout_p=1.0), ValueError, "dropout_p = 1.0"),
-        (dict(key_lengths=torch.tensor([1, 6])), ValueError, "values from 1 to 6; allowed: 0 to 5"),
-        (dict(key_lengths=torch.tensor([1.0, 2.0])), TypeError, "key_lengths has dtype torch.float32"),
-        (dict(mask=torch.zeros(3, 5)), TypeError, "allowed: bool"),
-        (dict(mask=torch.ones(3, 4, dtype=torch.bool)), ValueError, "does not broadcast"),
-        (dict(bias=undivided.RelativeBias(torch.zeros(32, 3))), ValueError, "num_buckets, nheads"),
-        (dict(bias="t5"), TypeError, "bias is a str"),
-        (dict(sinks=torch.zeros(2)), ValueError, "sinks has shape"),
-        (dict(window=(1.5, None)), TypeError, "window left = 1.5"),
-        (dict(seed=-1, dropout_p=0.1), ValueError, "seed = -1"),
-        (dict(query_offset=torch.zeros(3, dtype=torch.int32)), ValueError, "query_offset has shape"),
-        (dict(backend="flash"), ValueError, "backend='flash' is unknown"),
-    ],
-)
-def test_bad_attention_input_is_named(change, error, text):
-    good = dict(q=torch.zeros(2, 3, 4, 8), k=torch.zeros(2, 5, 2, 8), v=torch.zeros(2, 5, 2, 8))
-    with pytest.raises(error, match=text):
-        undivided.attention(**(good | change))

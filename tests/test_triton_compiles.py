@@ -32,3 +32,18 @@ def test_attention_compiles_with_every_feature():
     rows = compiled("attention_features")
     assert len(rows) == 15
     assert not [row for row in rows if row["shared"] > row["limit"]]
+
+
+def test_feed_forward_neither_spills_nor_overflows():
+    """The fused products and the passes, every activation, gated or not, compute capability 8.0, 9.0 and 10.0."""
+    rows = compiled("feed_forward")
+    assert len(rows) == 4 * 2 * (4 * 3 + 2)
+    bad = [row for row in rows if row["stack"] or row["shared"] > row["limit"]]
+    assert not bad
+
+
+def test_norms_neither_spill_nor_overflow():
+    """Both ops in bfloat16 with every feature, 512 to 20000 columns, compute capability 8.0, 9.0 and 10.0."""
+    rows = compiled("norms")
+    assert len(rows) == 132
+    assert not [row for row in rows if row["stack"] or row["shared"] > row["limit"]]

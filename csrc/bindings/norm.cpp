@@ -8,12 +8,7 @@ namespace {
 using undivided::NormBackward;
 using undivided::NormForward;
 using undivided::pointer;
-
-template <class Call>
-void without_lock(void (*function)(const Call&), const Call& call) {
-  pybind11::gil_scoped_release release;
-  function(call);
-}
+using undivided::without_lock;
 
 }  // namespace
 

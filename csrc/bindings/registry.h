@@ -25,6 +25,13 @@ inline T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Other Python threads run while the kernel does.
+template <class Call>
+void without_lock(void (*function)(const Call&), const Call& call) {
+  pybind11::gil_scoped_release release;
+  function(call);
+}
+
 }  // namespace undivided
 
 #define UNDIVIDED_BINDINGS(name, module)                               \

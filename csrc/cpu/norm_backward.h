@@ -3,16 +3,12 @@
 //   dx = rstd * (g - mean_of_row(g) - xhat * mean_of_row(g * xhat)) + dsummed      (RMS norm: without mean_of_row(g))
 //   dweight = sum over rows of dy * xhat,  dbias = sum over rows of dy
 //
-// The sums over rows are made in bands of rows whose borders depend on the shape alone, and the bands are added in
-// order: the result is the same to the bit whatever the number of threads and their timing.
+// The sums over rows are made in bands (row_tasks.h).
 #pragma once
 
 #include "norm_rows.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
-
-constexpr int64_t kMostBands = 64;
-constexpr int64_t kLeastRowsPerBand = 16;
 
 template <class T>
 struct BackwardRows {
@@ -100,50 +96,34 @@ UNDIVIDED_INLINE void backward_rows(const NormBackward& call, BackwardRows<T> ro
   input_gradient<kCentered, kRows, kSummed, kStream>(rows, mean, call.rstd + row, mean_g, mean_gx);
 }
 
-// Adds the bands' sums in order and rounds once, to the parameter's type.
-template <class T>
-void add_bands(const NormBackward& call, float* sums, int64_t bands, int64_t stride, int64_t begin, int64_t end) {
-  for (int which = 0; which < 2; ++which) {
-    void* out = which == 0 ? call.dweight : call.dbias;
-    if (out == nullptr) continue;
-    float* total = sums + which * stride;
-    for (int64_t band = 1; band < bands; ++band) {
-      const float* more = sums + (2 * band + which) * stride;
-      for (int64_t i = begin; i < end; i += kBlock) store_block(total + i, load_block(total + i) + load_block(more + i));
-    }
-    const int dtype = which == 0 ? call.weight_dtype : call.bias_dtype;
-    write_columns<T>(total, dtype, begin, end < call.columns ? end : call.columns, out);
-  }
-}
-
 template <bool kCentered, bool kSummed, bool kStream, class T>
 void backward_all(const NormBackward& call) {
   constexpr int kRows = rows_together(kStream);
   const int64_t columns = call.columns, stride = rounded_up(columns, kBlock);
-  const int64_t least = (call.rows + kMostBands - 1) / kMostBands;
-  const int64_t band_rows = rounded_up(least > kLeastRowsPerBand ? least : kLeastRowsPerBand, 2);
-  const int64_t bands = call.rows > 0 ? (call.rows + band_rows - 1) / band_rows : 1;
+  const Bands bands = bands_of(call.rows);
   float* weight = static_cast<float*>(scratch(stride * sizeof(float), 0));
   read_columns<T>(call.weight, call.weight_dtype, columns, 1.0F, weight);
-  float* sums = static_cast<float*>(scratch(bands * 2 * stride * sizeof(float), 1));
+  float* sums = static_cast<float*>(scratch(bands.count * 2 * stride * sizeof(float), 1));
   const int threads = useful_threads(call.threads, call.rows * columns);
-  parallel_for(bands, threads, [&](int64_t band) {
+  parallel_for(bands.count, threads, [&](int64_t band) {
     float* mine = sums + 2 * band * stride;
     std::memset(mine, 0, 2 * stride * sizeof(float));
     const BackwardRows<T> rows{static_cast<const T*>(call.x),       static_cast<const T*>(call.dy),
                                static_cast<const T*>(call.dsummed), static_cast<T*>(call.dx),
                                weight, mine, mine + stride, columns};
-    int64_t row = band * band_rows;
-    const int64_t end = row + band_rows < call.rows ? row + band_rows : call.rows;
+    int64_t row = band * bands.rows;
+    const int64_t end = row + bands.rows < call.rows ? row + bands.rows : call.rows;
     for (; row + kRows <= end; row += kRows) backward_rows<kCentered, kRows, kSummed, kStream>(call, rows, row);
     for (; row < end; ++row) backward_rows<kCentered, 1, kSummed, kStream>(call, rows, row);
     finish_streaming<kStream>();
   });
   if (call.dweight == nullptr && call.dbias == nullptr) return;
-  const int64_t chunk = 256, chunks = (stride + chunk - 1) / chunk;
-  parallel_for(chunks, useful_threads(threads, bands * stride), [&](int64_t task) {
-    const int64_t end = (task + 1) * chunk < stride ? (task + 1) * chunk : stride;
-    add_bands<T>(call, sums, bands, stride, task * chunk, end);
+  each_part(stride, 2 * bands.count, threads, [&](int64_t begin, int64_t end) {
+    const auto add = [&](float* first, int dtype, void* out) {
+      if (out != nullptr) add_bands<T>(first, bands.count, 2 * stride, begin, end, columns, dtype, out);
+    };
+    add(sums, call.weight_dtype, call.dweight);
+    add(sums + stride, call.bias_dtype, call.dbias);
   });
 }
 

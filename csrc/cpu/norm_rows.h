@@ -3,21 +3,15 @@
 
 #include "blocks.h"
 #include "norm.h"
+#include "row_tasks.h"
 #include "threads.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 
-// A call with fewer elements than this for each thread is over before another thread has woken up.
-constexpr int64_t kElementsPerThread = 16384;
 // Rows that are worked on together: they share the loads of the weight, and their sums need not wait for one another.
 // Measured on Zen 4, float32: 2 beats 1 by 10 to 25 % while rows are in the second-level cache, 4 is no better (x, dy
 // and the weight gradients of 1024 columns no longer fit in the first). From memory 1 is best: one stream to prefetch.
 constexpr int rows_together(bool streaming) { return streaming ? 1 : 2; }
-
-inline int useful_threads(int threads, int64_t elements) {
-  const int64_t most = elements / kElementsPerThread;
-  return most < 1 ? 1 : most < threads ? static_cast<int>(most) : threads;
-}
 
 // Whether to store past the caches; that needs rows of whole vectors at aligned addresses.
 template <class T>

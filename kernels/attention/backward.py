@@ -8,13 +8,14 @@ import torch
 import triton
 from torch import Tensor
 
-from ..common.host import power_of_two, widened
+from ..common.host import on_its_device, power_of_two, widened
 from .gradients import dbias_kernel, dkdv_kernel, dq_kernel
 from .plan import BACKWARD, Launch, Plan, launch_of, make_plan
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
+@on_its_device
 def attention_backward(
     dout: Tensor,
     q: Tensor,

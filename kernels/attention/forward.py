@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.dropout import kept
-from ..common.host import widened
+from ..common.host import on_its_device, widened
 from .blocks import key_range, sequence, shift_of
 from .plan import FORWARD, launch_of, make_plan
 from .tile import LOG2E, finite, load_rows, scores, store_rows, visible
@@ -124,6 +124,7 @@ def forward_kernel(
     tl.store(lse + b64 * lse_b + h64 * lse_h + first_q + i, natural, mask=i < rows)
 
 
+@on_its_device
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, **words: Any) -> tuple[Tensor, Tensor]:
     """(out, lse): `undivided.attention` on plain tensors.
 

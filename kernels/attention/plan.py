@@ -61,7 +61,7 @@ def relative_buckets(span: int, num_buckets: int, max_distance: int, bidirection
     per_side = num_buckets // 2 if bidirectional else num_buckets
     n = distance.abs() if bidirectional else (-distance).clamp_min(0)
     exact = per_side // 2
-    growth = torch.log(n.clamp_min(1).float() / exact) / math.log(max_distance / exact)
+    growth = torch.log(n.clamp_min(1).double() / exact) / math.log(max_distance / exact)
     bucket = torch.where(n < exact, n, (exact + (growth * (per_side - exact)).long()).clamp_max(per_side - 1))
     return bucket + torch.where(distance > 0, per_side, 0) if bidirectional else bucket
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 
 def interpreting() -> bool:
-    """Triton itself reads the variable when a kernel is defined, so this says how kernels of this process run."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    """Triton itself reads its variable when a kernel is defined, so this says how kernels of this process run."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a launcher: its kernels run on the device of its first tensor, whatever the current device is."""
+
+    @functools.wraps(launcher)
+    def launch(first: Tensor, *rest: Any, **words: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return launcher(first, *rest, **words)
+
+    return launch
 
 
 def widened(*tensors: Tensor | None) -> list[Tensor | None]:

@@ -140,13 +140,21 @@ def choose(table: tuple[Backend, ...], call: Call, backend: str = "auto") -> Bac
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is unknown; allowed: {', '.join(BACKENDS)}")
+    row = first_willing(table, call, backend)
+    if row is None:
+        raise refusal(table, call, backend)
+    if backend == "auto" and row.name == "reference" and call.device == "cuda":
+        warn_reference(table, call)
+    return row
+
+
+def first_willing(table: tuple[Backend, ...], call: Call, backend: str) -> Backend | None:
+    """The first row that is asked for and has no objection."""
     for row in table:
         wanted = row.auto if backend == "auto" else row.name == backend
         if wanted and not row.objections(call):
-            if backend == "auto" and row.name == "reference" and call.device == "cuda":
-                warn_reference(table, call)
             return row
-    raise refusal(table, call, backend)
+    return None
 
 
 def warn_reference(table: tuple[Backend, ...], call: Call) -> None:

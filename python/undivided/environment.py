@@ -25,4 +25,4 @@ def cpu_variant() -> str | None:
 
 def interpreting() -> bool:
     """`TRITON_INTERPRET`, Triton's own variable: its kernels run in Python on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")

@@ -57,3 +57,7 @@ def tensor_cores(call: Call) -> str | None:
         return None
     major, minor = torch.cuda.get_device_capability()
     return None if major >= 8 else f"the GPU has compute capability {major}.{minor}, at least 8.0 is needed"
+
+
+# What depends on the machine and the installation, not on the call: left out where the question is what a kernel has.
+OF_THE_MACHINE = (needs_triton, needs_gpu_or_interpreter, needs_cpu_extension, tensor_cores)

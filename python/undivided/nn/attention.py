@@ -52,13 +52,15 @@ class MultiHeadAttention(nn.Module):
     """Vaswani et al. 2017, section 3.2.2. Self-attention without `memory`, cross attention with it.
 
     Raises:
-        ValueError: d_model is not a multiple of nheads.
+        ValueError: nheads is below 1, d_model is not a multiple of it, or dropout is not from 0 to below 1.
     """
 
     def __init__(self, d_model: int, nheads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        if d_model % nheads:
-            raise ValueError(f"d_model={d_model} must be a multiple of nheads={nheads}")
+        if nheads < 1 or d_model % nheads:
+            raise ValueError(f"d_model={d_model} must be a multiple of nheads={nheads}, which must be at least 1")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
         self.nheads, self.head_dim, self.dropout = nheads, d_model // nheads, dropout
         self.q = nn.Linear(d_model, d_model, bias=False)
         self.kv = nn.Linear(d_model, 2 * d_model, bias=False)

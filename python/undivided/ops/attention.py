@@ -14,7 +14,7 @@ from . import attention_checks as checks
 from .attention_autograd import TRAINABLE, apply
 from .attention_plain import Numbers, Tensors
 from .attention_table import ATTENTION
-from .checks import autocast_to, last_contiguous
+from .checks import autocast_to, is_flag, last_contiguous
 
 Bias = Tensor | RelativeBias | ALiBi
 Window = tuple[int | None, int | None]
@@ -54,13 +54,14 @@ def attention(
                 x x x x         . .
                                 x .
                                 x x
-        window: (left, right), each an int or None, inclusive, around the same diagonal; causal is right = 0.
+        window: (left, right), each an int from 0 or None for no bound, inclusive, around the same diagonal; causal is
+            right = 0.
         mask: bool, broadcastable to (batch, nheads, seqlen_q, seqlen_k); True is visible.
         key_lengths, query_lengths: int32 (batch,): the valid keys and queries of each row, padding on the right.
             Rows past query_lengths give 0.
         bias: a dense tensor broadcastable like `mask`, added after the softcap, differentiable;
             or `RelativeBias` (T5's learned table, differentiable; Raffel et al. 2020, section 2.1);
-            or `ALiBi` (Press et al. 2022, section 3).
+            or `ALiBi` (fixed slopes; Press et al. 2022, section 3).
         scale: float; None is 1 / sqrt(head_dim).
         softcap: scores become softcap * tanh(score / softcap); None is off.
         sinks: (nheads,), a learned extra logit that joins the denominator only; None is off.
@@ -72,13 +73,15 @@ def attention(
 
     Returns:
         out (batch, seqlen_q, nheads, head_dim_v), q's dtype; with return_lse also lse, float32
-        (batch, nheads, seqlen_q), natural log. A row that sees no key gives out 0, lse -inf and no gradient, and
-        what stands in a key or value that is masked out never reaches a result (the sdpa backend promises this for
-        key_lengths only).
+        (batch, nheads, seqlen_q), natural log. A row that sees no key, or only keys whose bias is -inf, gives out 0,
+        lse -inf and no gradient, and what stands in a key or value that is masked out never reaches a result. Under
+        autocast q, k and v are cast to its dtype first, as in torch's own attention.
 
     Raises:
         ValueError, TypeError: a shape, value or dtype that is not allowed; the text names it.
         BackendRefused: the backend asked for cannot run the call; the text says why, for every backend.
+        NotImplementedError: a second or forward-mode derivative, or a torch.func transform, of a kernel; the reference
+            has them all.
     """
     q, k, v = autocast_to(q, k, v)  # type: ignore[assignment]
     checks.check_qkv(q, k, v, dims=4)
@@ -87,10 +90,10 @@ def attention(
     left, right = checks.check_window(window, causal)
     number = checks.check_numbers(scale, softcap, dropout_p, head_dim)
     offset = checks.check_query_offset(query_offset, batch, q)
-    checks.check_sinks(sinks, nheads, q)
+    is_flag("return_lse", return_lse)
     tensors, distance, bidirectional = _bias_words(bias, shape, q)
     tensors |= dict(
-        sinks=sinks,
+        sinks=checks.check_sinks(sinks, nheads, q),
         mask=checks.check_mask(mask, shape, q),
         key_lengths=checks.check_lengths("key_lengths", key_lengths, batch, k.shape[1], q),
         query_lengths=checks.check_lengths("query_lengths", query_lengths, batch, seqlen_q, q),
@@ -139,7 +142,7 @@ def attention_packed(
         q: (total_q, nheads, head_dim); k: (total_k, nheads_kv, head_dim); v: (total_k, nheads_kv, head_dim_v).
         cu_seqlens_q, cu_seqlens_k: int32 (batch + 1,): sequence b owns rows cu_seqlens[b] to cu_seqlens[b + 1]. The
             two may differ (cross attention); a sequence may be empty.
-        max_seqlen_q, max_seqlen_k: the longest lengths; None computes them, which waits for a GPU.
+        max_seqlen_q, max_seqlen_k: at least the longest lengths; None computes them, which waits for a GPU.
         The rest as in `attention`; causal and window are aligned bottom-right in each sequence by itself.
 
     Returns:
@@ -160,7 +163,7 @@ def attention_packed(
         raise ValueError("a dense bias has no place in a packed batch; allowed: RelativeBias, ALiBi, None")
     nheads, batch = q.shape[1], cu_seqlens_q.shape[0] - 1
     left, right = checks.check_window(window, causal)
-    checks.check_sinks(sinks, nheads, q)
+    is_flag("return_lse", return_lse)
     tensors, distance, bidirectional = _bias_words(bias, (batch, nheads, 0, 0), q)
     numbers = Numbers(
         scale=checks.check_numbers(scale, softcap, dropout_p, q.shape[-1]),
@@ -171,10 +174,10 @@ def attention_packed(
         softcap=softcap,
         dropout_p=dropout_p,
         seed=_seed(dropout_p, seed),
-        max_seqlen_q=_longest(cu_seqlens_q) if max_seqlen_q is None else max_seqlen_q,
-        max_seqlen_k=_longest(cu_seqlens_k) if max_seqlen_k is None else max_seqlen_k,
+        max_seqlen_q=checks.check_longest("max_seqlen_q", max_seqlen_q, cu_seqlens_q),
+        max_seqlen_k=checks.check_longest("max_seqlen_k", max_seqlen_k, cu_seqlens_k),
     )
-    tensors |= dict(sinks=sinks, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+    tensors |= dict(sinks=checks.check_sinks(sinks, nheads, q), cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
     plain = Tensors(last_contiguous(q), last_contiguous(k), last_contiguous(v), **tensors)
     row = choose(ATTENTION, describe(plain, numbers, return_lse), backend)
     out, lse = run(row, plain, numbers)
@@ -197,14 +200,8 @@ def _bias_words(bias: Bias | None, shape: tuple[int, int, int, int], like: Tenso
 
 def _seed(dropout_p: float, seed: int | None) -> int:
     if seed is not None:
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed = {seed} must be from 0 to 2**63 - 1")
-        return seed
+        return checks.check_seed(seed)
     return int(torch.randint(2**62, (), device="cpu")) if dropout_p else 0
-
-
-def _longest(offsets: Tensor) -> int:
-    return int((offsets[1:] - offsets[:-1]).max()) if offsets.shape[0] > 1 else 0
 
 
 def describe(tensors: Tensors, numbers: Numbers, return_lse: bool) -> AttentionCall:

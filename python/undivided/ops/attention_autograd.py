@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .attention_plain import Numbers, Tensors, empty_outputs, launcher_keywords
+from .derivatives import first_derivatives_only, refuse_transforms
 from .registration import register, register_gradient
 
 TENSORS = len(Tensors._fields)
@@ -63,7 +64,8 @@ class AttentionFunction(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    @first_derivatives_only("attention")
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
         *values, out, lse = ctx.saved_tensors
         if dout is None:
             dout = torch.zeros_like(out)
@@ -90,16 +92,20 @@ def _forward_fake(module: str, *values: Any) -> tuple[Tensor, Tensor]:
 def _backward(module: str, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *values: Any) -> Any:
     tensors, numbers = Tensors(*values[:TENSORS]), Numbers(*values[TENSORS:-3])
     grads = run_backward(module, dout, dlse, out, lse, tensors, numbers, values[-3:])
-    return tuple(dout.new_empty(0) if grad is None else grad for grad in grads)
+    # A registered op returns tensors only, laid out as its fake says: an empty one stands for None.
+    return tuple(dout.new_empty(0) if grad is None else grad.contiguous() for grad in grads)
 
 
 def _backward_fake(module: str, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *values: Any) -> Any:
     tensors = Tensors(*values[:TENSORS])
     kinds = (tensors.bias, tensors.relative_table, tensors.sinks)
-    shapes = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors[:3]]
-    for value, needed in zip(kinds, values[-3:], strict=True):
-        shapes.append(torch.empty_like(value) if needed and value is not None else dout.new_empty(0))
-    return tuple(shapes)
+    needed = (True, True, True, *values[-3:])
+    return tuple(
+        torch.empty(value.shape, dtype=value.dtype, device=value.device)
+        if wanted and value is not None
+        else dout.new_empty(0)
+        for value, wanted in zip((*tensors[:3], *kinds), needed, strict=True)
+    )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -137,6 +143,7 @@ def apply(module: str, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tens
     """(out, lse) with gradients, by the cheapest path that the caller's mode allows."""
     if torch.compiler.is_compiling():
         return torch.ops.undivided.attention_forward(module, *tensors, *numbers)
+    refuse_transforms("attention", *tensors)
     if torch.is_grad_enabled() and any(
         getattr(tensors, name) is not None and getattr(tensors, name).requires_grad for name in TRAINABLE
     ):

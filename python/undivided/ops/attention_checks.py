@@ -8,7 +8,22 @@ import torch
 from torch import Tensor
 
 from ..reference import ALiBi, RelativeBias
-from .checks import FLOATS, has_shape, is_float, is_tensor, same_device, same_dtype
+from .checks import (
+    FLOATS,
+    has_shape,
+    is_flag,
+    is_float,
+    is_integer,
+    is_number,
+    is_tensor,
+    is_whole,
+    readable,
+    same_device,
+    same_dtype,
+)
+
+# The largest distance on the key axis that a word may name: sums of three of them still fit into 32 bits.
+FAR = 2**29
 
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor, dims: int) -> None:
@@ -26,7 +41,9 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, dims: int) -> None:
         raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} differ in seqlen or nheads")
     if q.shape[-1] != k.shape[-1]:
         raise ValueError(f"head_dim differs: q {q.shape[-1]}, k {k.shape[-1]}")
-    if k.shape[-2] == 0 or q.shape[-2] % k.shape[-2] != 0:
+    if q.shape[-2] == 0 or k.shape[-2] == 0:
+        raise ValueError(f"nheads {q.shape[-2]} and nheads_kv {k.shape[-2]} must be at least 1")
+    if q.shape[-2] % k.shape[-2] != 0:
         raise ValueError(f"nheads {q.shape[-2]} is not a multiple of nheads_kv {k.shape[-2]}")
     if q.shape[-1] == 0 or v.shape[-1] == 0:
         raise ValueError(f"head_dim {q.shape[-1]} and head_dim_v {v.shape[-1]} must be at least 1")
@@ -36,56 +53,89 @@ def check_lengths(name: str, lengths: Tensor | None, batch: int, limit: int, lik
     """int32 (batch,) with values from 0 to `limit`; int64 is converted. Values are checked on a CPU only."""
     if lengths is None:
         return None
-    is_tensor(name, lengths)
-    if lengths.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} has dtype {lengths.dtype}; allowed: int32, int64")
+    is_integer(name, lengths)
     has_shape(name, lengths, (batch,), "(batch,)")
     same_device("q", like, name, lengths)
-    if not torch.compiler.is_compiling() and lengths.device.type == "cpu" and lengths.numel():
-        low, high = int(lengths.min()), int(lengths.max())
-        if low < 0 or high > limit:
-            raise ValueError(f"{name} holds values from {low} to {high}; allowed: 0 to {limit}")
-    return lengths.to(torch.int32)
+    within(name, lengths, 0, limit)
+    return plain_integers(lengths)
+
+
+def within(name: str, value: Tensor, lowest: int, highest: int) -> None:
+    if readable(value):
+        low, high = int(value.min()), int(value.max())
+        if low < lowest or high > highest:
+            raise ValueError(f"{name} holds values from {low} to {high}; allowed: {lowest} to {highest}")
+
+
+def plain_integers(value: Tensor) -> Tensor:
+    """As kernels read them: int32, one after the other."""
+    return value.to(torch.int32).contiguous()
 
 
 def check_offsets(name: str, offsets: Tensor, total: int, like: Tensor) -> Tensor:
     """cu_seqlens: int32 (batch + 1,), starting with 0, never falling, ending with at most `total`."""
-    is_tensor(name, offsets)
-    if offsets.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} has dtype {offsets.dtype}; allowed: int32, int64")
+    is_integer(name, offsets)
     if offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ValueError(f"{name} has shape {tuple(offsets.shape)}, expected (batch + 1,)")
     same_device("q", like, name, offsets)
-    if not torch.compiler.is_compiling() and offsets.device.type == "cpu":
+    if readable(offsets):
         values = offsets.tolist()
         falling = any(b < a for a, b in zip(values, values[1:], strict=False))
         if values[0] != 0 or falling or values[-1] > total:
             raise ValueError(f"{name} = {values} must start with 0, never fall and end with at most {total} tokens")
-    return offsets.to(torch.int32)
+    return plain_integers(offsets)
+
+
+def check_longest(name: str, given: int | None, offsets: Tensor) -> int:
+    """max_seqlen: the longest sequence of `offsets`, which are checked; a longer one is allowed."""
+    if given is not None:
+        is_whole(name, given, "an int or None")
+        if given < 0:
+            raise ValueError(f"{name} = {given} must be at least 0")
+        if not readable(offsets):
+            return given
+    longest = int((offsets[1:] - offsets[:-1]).max()) if offsets.shape[0] > 1 else 0
+    if given is None:
+        return longest
+    if given < longest:
+        raise ValueError(f"{name} = {given} is below the longest sequence, which has {longest} tokens")
+    return given
 
 
 def check_window(window: tuple[int | None, int | None] | None, causal: bool) -> tuple[int | None, int | None]:
     """(left, right) with causal folded in: causal is a right bound of 0."""
+    is_flag("causal", causal)
+    if window is not None and (not isinstance(window, tuple | list) or len(window) != 2):
+        raise TypeError(f"window = {window!r} must be (left, right), each an int or None, or None")
     left, right = (None, None) if window is None else window
     for side, value in (("left", left), ("right", right)):
-        if value is not None and not isinstance(value, int):
-            raise TypeError(f"window {side} = {value!r} must be an int or None")
-    if causal:
-        right = 0 if right is None else min(right, 0)
-    return left, right
+        if value is not None:
+            is_whole(f"window {side}", value, "an int or None")
+            if not 0 <= value <= FAR:
+                raise ValueError(f"window {side} = {value} must be from 0 to 2**29; None is no bound on that side")
+    return left, 0 if causal else right
 
 
 def check_numbers(scale: float | None, softcap: float | None, dropout_p: float, head_dim: int) -> float:
     """The scale, after checking the numbers."""
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap = {softcap} must be above 0, or None for off")
+    if softcap is not None:
+        is_number("softcap", softcap, "a number above 0, or None for off")
+        if not softcap > 0:
+            raise ValueError(f"softcap = {softcap} must be above 0, or None for off")
+    is_number("dropout_p", dropout_p, "a number")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p = {dropout_p} must be at least 0 and under 1")
     if scale is None:
         return 1.0 / math.sqrt(head_dim)
-    if not math.isfinite(scale):
-        raise ValueError(f"scale = {scale} must be finite")
+    is_number("scale", scale, "a number or None; a learned scale multiplies q")
     return float(scale)
+
+
+def check_seed(seed: int) -> int:
+    is_whole("seed", seed, "an int or None")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed = {seed} must be from 0 to 2**63 - 1")
+    return seed
 
 
 def broadcast_4d(name: str, value: Tensor, shape: tuple[int, int, int, int], like: Tensor) -> Tensor:
@@ -123,33 +173,58 @@ def check_dense_bias(bias: Tensor, shape: tuple[int, int, int, int], like: Tenso
 
 def check_structured_bias(bias: RelativeBias | ALiBi, nheads: int, batch: int, like: Tensor) -> None:
     if isinstance(bias, RelativeBias):
-        is_float("bias.table", bias.table)
-        same_device("q", like, "bias.table", bias.table)
-        if bias.table.dim() != 2 or bias.table.shape[1] != nheads:
-            shape = tuple(bias.table.shape)
-            raise ValueError(f"bias.table has shape {shape}, expected (num_buckets, nheads) = (any, {nheads})")
+        check_relative_bias(bias, nheads, like)
         return
-    is_float("bias.slopes", bias.slopes)
-    same_device("q", like, "bias.slopes", bias.slopes)
-    if tuple(bias.slopes.shape) not in ((nheads,), (batch, nheads)):
-        shape = tuple(bias.slopes.shape)
+    slopes = bias.slopes
+    is_float("bias.slopes", slopes)
+    same_device("q", like, "bias.slopes", slopes)
+    if tuple(slopes.shape) not in ((nheads,), (batch, nheads)):
+        shape = tuple(slopes.shape)
         raise ValueError(f"bias.slopes has shape {shape}, expected (nheads,) = ({nheads},) or ({batch}, {nheads})")
+    if slopes.requires_grad and torch.is_grad_enabled():
+        raise ValueError("bias.slopes require a gradient, but ALiBi's slopes are not learned; detach them")
 
 
-def check_sinks(sinks: Tensor | None, nheads: int, like: Tensor) -> None:
-    if sinks is not None:
-        is_float("sinks", sinks)
-        same_device("q", like, "sinks", sinks)
-        has_shape("sinks", sinks, (nheads,), "(nheads,)")
+def check_relative_bias(bias: RelativeBias, nheads: int, like: Tensor) -> None:
+    table = bias.table
+    is_float("bias.table", table)
+    same_device("q", like, "bias.table", table)
+    is_flag("bias.bidirectional", bias.bidirectional)
+    is_whole("bias.max_distance", bias.max_distance)
+    # T5's rule: half of a direction's buckets hold one distance each, the others share the distances up to the last.
+    fewest = 4 if bias.bidirectional else 2
+    if table.dim() != 2 or table.shape[1] != nheads or table.shape[0] < fewest:
+        shape = tuple(table.shape)
+        raise ValueError(
+            f"bias.table has shape {shape}, expected (num_buckets, nheads) = (at least {fewest}, {nheads})"
+        )
+    exact = table.shape[0] // (4 if bias.bidirectional else 2)
+    if not exact < bias.max_distance <= FAR:
+        raise ValueError(
+            f"bias.max_distance = {bias.max_distance} must be from {exact + 1} to 2**29 with {table.shape[0]} buckets"
+        )
+
+
+def check_sinks(sinks: Tensor | None, nheads: int, like: Tensor) -> Tensor | None:
+    """(nheads,), one after the other."""
+    if sinks is None:
+        return None
+    is_float("sinks", sinks)
+    same_device("q", like, "sinks", sinks)
+    has_shape("sinks", sinks, (nheads,), "(nheads,)")
+    return sinks.contiguous()
 
 
 def check_query_offset(offset: int | Tensor | None, batch: int, like: Tensor) -> int | Tensor | None:
-    if offset is None or isinstance(offset, int):
-        return offset
+    if offset is None:
+        return None
     if not isinstance(offset, Tensor):
-        raise TypeError(f"query_offset = {offset!r} must be an int, an int32 tensor (batch,) or None")
-    if offset.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"query_offset has dtype {offset.dtype}; allowed: int32, int64")
+        is_whole("query_offset", offset, "an int, an int32 tensor (batch,) or None")
+        if not -FAR <= offset <= FAR:
+            raise ValueError(f"query_offset = {offset} must be from -2**29 to 2**29")
+        return offset
+    is_integer("query_offset", offset)
     has_shape("query_offset", offset, (batch,), "(batch,)")
     same_device("q", like, "query_offset", offset)
-    return offset.to(torch.int32)
+    within("query_offset", offset, -FAR, FAR)
+    return plain_integers(offset)

@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
 
 
 def is_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def is_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} = {value!r} must be True or False")
+
+
+def is_whole(name: str, value: object, words: str = "an int") -> None:
+    """An int; True and False are none. A SymInt is one: torch.compile traces sizes as such."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name} = {value!r} must be {words}")
+
+
+def is_number(name: str, value: object, words: str = "a number") -> None:
+    """A finite int or float. A tensor is none: its gradient would be lost without a word."""
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        raise TypeError(f"{name} = {value!r} must be {words}")
+    if not -math.inf < value < math.inf:  # NaN is neither; torch.compile cannot trace math.isfinite
+        raise ValueError(f"{name} = {value} must be finite")
+
+
+def is_integer(name: str, value: Tensor) -> None:
+    is_tensor(name, value)
+    if value.dtype not in INTEGERS:
+        raise TypeError(f"{name} has dtype {value.dtype}; allowed: int32, int64")
+
+
+def readable(value: Tensor) -> bool:
+    """Whether looking at the values costs nothing: on a CPU, and not while a graph or a transform is traced.
+
+    A subclass of Tensor may have no values, as those of torch's FakeTensorMode.
+    """
+    tracing = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    plain = type(value) in (Tensor, torch.nn.Parameter)
+    return not tracing and plain and value.device.type == "cpu" and value.numel() > 0
 
 
 def is_float(name: str, value: Tensor) -> None:
@@ -39,13 +77,20 @@ def last_contiguous(value: Tensor) -> Tensor:
     return value if value.stride(-1) == 1 or value.shape[-1] <= 1 else value.contiguous()
 
 
+def autocasting(value: Tensor) -> bool:
+    kind = value.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def autocast_to(*values: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Under autocast, float32 tensors become the autocast dtype, as torch's own attention and linear do."""
-    kind = next(value for value in values if value is not None).device.type
-    if not torch.is_autocast_enabled(kind):
+    """Under autocast, every float dtype but float64 becomes the autocast dtype, as in torch's attention and linear.
+
+    What is no tensor is left for the checks that follow.
+    """
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if not tensors or not autocasting(tensors[0]):
         return values
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(
-        value.to(dtype) if value is not None and value.is_floating_point() and value.dtype != torch.float64 else value
-        for value in values
+        value.to(dtype) if isinstance(value, Tensor) and value.dtype in FLOATS[:3] else value for value in values
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..dispatch import AttentionCall, BackendRefused, Call, FeedForwardCall, choose, report_text
+from ..dispatch import AttentionCall, Call, FeedForwardCall, first_willing, report_text
 from .attention_table import ATTENTION
 from .feed_forward_table import FEED_FORWARD
 from .norm_table import LAYER_NORM, RMS_NORM
@@ -30,9 +30,5 @@ def explain(call: Call, op: str = "attention", backend: str = "auto") -> str:
         table = LAYER_NORM if op == "layer_norm" else RMS_NORM
     else:
         raise ValueError(f"op={op!r} is unknown for a NormCall; allowed: layer_norm, rms_norm")
-    lines = [str(call), report_text(table, call)]
-    try:
-        lines.append(f"{backend} takes: {choose(table, call, backend).name}")
-    except BackendRefused:
-        lines.append(f"{backend} takes: none")
-    return "\n".join(lines)
+    row = first_willing(table, call, backend)
+    return f"{call}\n{report_text(table, call)}\n{backend} takes: {'none' if row is None else row.name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from .. import reference
 from ..dispatch import FeedForwardCall, choose
 from .checks import autocast_to, has_shape, is_float, last_contiguous, same_device, same_dtype
+from .derivatives import first_derivatives_only, refuse_transforms
 from .feed_forward_table import FEED_FORWARD
 from .norm_checks import wants_grad
 from .registration import register, register_gradient
@@ -39,11 +41,13 @@ def feed_forward(
             GEGLU (Shazeer 2020, equation 6).
 
     Returns:
-        (..., d_model), x's dtype.
+        (..., d_model), x's dtype; under autocast everything is cast to its dtype first, as in torch's linear.
 
     Raises:
         ValueError, TypeError: a shape, value or dtype that is not allowed.
         BackendRefused: the backend asked for cannot run the call.
+        NotImplementedError: a second or forward-mode derivative, or a torch.func transform, of a kernel; the reference
+            has them all.
     """
     x, w_in, b_in, w_out, b_out, w_gate = autocast_to(x, w_in, b_in, w_out, b_out, w_gate)  # type: ignore[assignment]
     _check(x, w_in, b_in, w_out, b_out, activation, w_gate)
@@ -64,11 +68,13 @@ def feed_forward(
     flat = last_contiguous(x.reshape(-1, d_model))
     values = (flat, w_in, b_in, w_out, b_out, w_gate)
     if torch.compiler.is_compiling():
-        out = torch.ops.undivided.feed_forward_forward(row.module, activation, *values)[0]
-    elif call.needs_grad:
+        out = torch.ops.undivided.feed_forward_forward(row.module, activation, call.needs_grad, *values)[0]
+        return out.view(x.shape)
+    refuse_transforms("feed_forward", *values)
+    if call.needs_grad:
         out = FeedForwardFunction.apply(row.module, activation, *values)
     else:
-        out = _launch(row.module, activation, *values)[0]
+        out = _launch(row.module, activation, False, *values)[0]
     return out.view(x.shape)
 
 
@@ -80,6 +86,8 @@ def _check(x: Tensor, w_in: Tensor, b_in: Any, w_out: Tensor, b_out: Any, activa
     if w_in.dim() != 2 or x.dim() < 1 or x.shape[-1] != w_in.shape[1]:
         raise ValueError(f"w_in has shape {tuple(w_in.shape)}, expected (d_ff, d_model) with x {tuple(x.shape)}")
     d_ff, d_model = w_in.shape
+    if d_ff == 0 or d_model == 0:
+        raise ValueError(f"d_ff {d_ff} and d_model {d_model} must be at least 1")
     shapes = {
         "w_in": (w_in, (d_ff, d_model), "(d_ff, d_model)"),
         "b_in": (b_in, (d_ff,), "(d_ff,)"),
@@ -88,24 +96,25 @@ def _check(x: Tensor, w_in: Tensor, b_in: Any, w_out: Tensor, b_out: Any, activa
         "w_gate": (w_gate, (d_ff, d_model), "(d_ff, d_model)"),
     }
     for name, (value, shape, words) in shapes.items():
-        if value is not None:
+        if value is not None or name == "w_out":
             is_float(name, value)
             has_shape(name, value, shape, words)
             same_dtype("x", x, name, value)
             same_device("x", x, name, value)
 
 
-def _launch(module: str, activation: str, x: Tensor, w_in: Any, b_in: Any, w_out: Any, b_out: Any, w_gate: Any) -> Any:
-    """(out, h, g or None): h and g are the pre-activation and the gate, (rows, d_ff)."""
+def _launch(module: str, activation: str, save: bool, *values: Any) -> Any:
+    """(out, h or None, g or None): h and g are the pre-activation and the gate, (rows, d_ff), for the backward."""
     launchers = importlib.import_module(module)
-    return launchers.feed_forward_forward(x, w_in, b_in, w_out, b_out, activation, w_gate)
+    x, w_in, b_in, w_out, b_out, w_gate = values
+    return launchers.feed_forward_forward(x, w_in, b_in, w_out, b_out, activation, w_gate, save=save)
 
 
-def _launch_backward(module: str, activation: str, dout: Tensor, saved: Any, biases: Any) -> Any:
-    """(dx, dw_in, db_in, dw_out, db_out, dw_gate), None where there is no such input."""
+def _launch_backward(module: str, activation: str, dout: Tensor, saved: Any, needs: Sequence[bool]) -> Any:
+    """(dx, dw_in, db_in, dw_out, db_out, dw_gate), None where `needs`, in the same order, is False."""
     launchers = importlib.import_module(module)
     x, h, g, w_in, w_out, w_gate = saved
-    return launchers.feed_forward_backward(dout.contiguous(), x, h, g, w_in, w_out, w_gate, activation, *biases)
+    return launchers.feed_forward_backward(dout.contiguous(), x, h, g, w_in, w_out, w_gate, activation, tuple(needs))
 
 
 class FeedForwardFunction(torch.autograd.Function):
@@ -113,84 +122,70 @@ class FeedForwardFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, module: str, activation: str, *values: Any) -> Tensor:
-        x, w_in, b_in, w_out, b_out, w_gate = values
-        out, h, g = _launch(module, activation, *values)
+        x, w_in, _, w_out, _, w_gate = values
+        out, h, g = _launch(module, activation, True, *values)
         ctx.save_for_backward(x, h, g, w_in, w_out, w_gate)
-        ctx.names, ctx.biases = (module, activation), (b_in is not None, b_out is not None)
+        ctx.names = module, activation
         return out
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+    @first_derivatives_only("feed_forward")
+    def backward(ctx: Any, dout: Tensor) -> Any:
         module, activation = ctx.names
-        return None, None, *_launch_backward(module, activation, dout, ctx.saved_tensors, ctx.biases)
+        needs = ctx.needs_input_grad[2:]
+        return None, None, *_launch_backward(module, activation, dout, ctx.saved_tensors, needs)
 
 
-def _forward(module: str, activation: str, x: Tensor, *rest: Any) -> Any:
-    out, h, g = _launch(module, activation, x, *rest)
-    return out, h, x.new_empty(0) if g is None else g
+def _forward(module: str, activation: str, save: bool, x: Tensor, *rest: Any) -> Any:
+    """A registered op returns tensors only: an empty one stands for None."""
+    return tuple(x.new_empty(0) if t is None else t for t in _launch(module, activation, save, x, *rest))
 
 
 def _forward_fake(
-    module: str, activation: str, x: Tensor, w_in: Tensor, b_in: Any, w_out: Any, b_out: Any, w_gate: Any
+    module: str, activation: str, save: bool, x: Tensor, w_in: Tensor, b_in: Any, w_out: Any, b_out: Any, w_gate: Any
 ) -> Any:
-    h = x.new_empty((x.shape[0], w_in.shape[0]))
-    return x.new_empty(x.shape), h, x.new_empty(0) if w_gate is None else torch.empty_like(h)
+    hidden = x.shape[0], w_in.shape[0]
+    h = x.new_empty(hidden if save else 0)
+    return x.new_empty(x.shape), h, x.new_empty(hidden if save and w_gate is not None else 0)
 
 
 def _backward(module: str, activation: str, dout: Tensor, x: Tensor, *rest: Any) -> Any:
-    grads = _launch_backward(module, activation, dout, (x, *rest[:-2]), rest[-2:])
+    grads = _launch_backward(module, activation, dout, (x, *rest[:-1]), rest[-1])
     return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
 
 
 def _backward_fake(
-    module: str,
-    activation: str,
-    dout: Any,
-    x: Any,
-    h: Any,
-    g: Any,
-    w_in: Any,
-    w_out: Any,
-    w_gate: Any,
-    b_in: bool,
-    b_out: bool,
+    module: str, activation: str, dout: Any, x: Any, h: Any, g: Any, w_in: Any, w_out: Any, w_gate: Any, needs: Any
 ) -> Any:
-    absent = x.new_empty(0)
-    return (
-        torch.empty(x.shape, dtype=x.dtype, device=x.device),
-        torch.empty_like(w_in),
-        w_in.new_empty(w_in.shape[0]) if b_in else absent,
-        torch.empty_like(w_out),
-        w_out.new_empty(w_out.shape[0]) if b_out else absent.clone(),
-        absent.clone() if w_gate is None else torch.empty_like(w_gate),
-    )
+    d_ff, d_model = w_in.shape
+    shapes = x.shape, w_in.shape, (d_ff,), w_out.shape, (d_model,), w_in.shape
+    return tuple(x.new_empty(shape if needed else 0) for shape, needed in zip(shapes, needs, strict=True))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    module, activation, x, w_in, b_in, w_out, b_out, w_gate = inputs
+    module, activation, _, x, w_in, _, w_out, _, w_gate = inputs
     _, h, g = output
     ctx.save_for_backward(x, h, None if w_gate is None else g, w_in, w_out, w_gate)
-    ctx.names, ctx.biases, ctx.gated = (module, activation), (b_in is not None, b_out is not None), w_gate is not None
+    ctx.names = module, activation
 
 
 def _autograd(ctx: Any, dout: Tensor, *_: Any) -> Any:
-    grads = list(torch.ops.undivided.feed_forward_backward(*ctx.names, dout, *ctx.saved_tensors, *ctx.biases))
-    for index, present in ((2, ctx.biases[0]), (4, ctx.biases[1]), (5, ctx.gated)):
-        grads[index] = grads[index] if present else None
-    return None, None, *grads
+    needs = list(ctx.needs_input_grad[3:])
+    grads = torch.ops.undivided.feed_forward_backward(*ctx.names, dout, *ctx.saved_tensors, needs)
+    return None, None, None, *(grad if needed else None for grad, needed in zip(grads, needs, strict=True))
 
 
 register(
     "feed_forward_forward",
-    "(str module, str activation, Tensor x, Tensor w_in, Tensor? b_in, Tensor w_out, Tensor? b_out, Tensor? w_gate)"
-    " -> (Tensor, Tensor, Tensor)",
+    "(str module, str activation, bool save, Tensor x, Tensor w_in, Tensor? b_in, Tensor w_out, Tensor? b_out, "
+    "Tensor? w_gate) -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
 register(
     "feed_forward_backward",
     "(str module, str activation, Tensor dout, Tensor x, Tensor h, Tensor? g, Tensor w_in, Tensor w_out, "
-    "Tensor? w_gate, bool has_b_in, bool has_b_out) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? w_gate, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import reference
 from ..dispatch import choose
 from . import norm_autograd
-from .norm_checks import check_norm, describe, rows, wants_grad
+from .norm_checks import check_norm, describe, kernel_weight, rows, wants_grad, widest
 from .norm_table import LAYER_NORM
 
 
@@ -31,14 +31,21 @@ def layer_norm(
     Returns:
         y, x's shape and dtype; with `residual`, (y, x + residual).
 
+    Autocast changes no dtype: y has x's, and statistics are float32 anyway. Only where it made x 16 bits wide and left
+    `residual` in float32 are both taken as float32.
+
     Raises:
         ValueError, TypeError: a shape, value or dtype that is not allowed.
         BackendRefused: the backend asked for cannot run the call.
+        NotImplementedError: a second or forward-mode derivative, or a torch.func transform, of a kernel; the reference
+            has them all.
     """
+    x, residual = widest(x, residual)
     check_norm(x, weight, bias, eps, residual)
     row = choose(LAYER_NORM, describe(x, residual, wants_grad(x, weight, bias, residual)), backend)
     if row.name == "reference":
         return reference.layer_norm(x, weight, bias, eps, residual)
     flat = None if residual is None else rows(residual)
+    weight, bias = kernel_weight(weight), kernel_weight(bias)
     y, summed = norm_autograd.apply("layer_norm", row.module, rows(x), weight, bias, flat, eps)
     return y.view(x.shape) if residual is None else (y.view(x.shape), summed.view(x.shape))

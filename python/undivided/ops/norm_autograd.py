@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .derivatives import first_derivatives_only, refuse_transforms
 from .norm_checks import wants_grad
 from .registration import register, register_gradient
 
@@ -58,7 +59,8 @@ class NormFunction(torch.autograd.Function):
         return y, summed
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dsummed: Tensor | None) -> Any:  # type: ignore[override]
+    @first_derivatives_only("layer_norm or rms_norm")
+    def backward(ctx: Any, dy: Tensor | None, dsummed: Tensor | None) -> Any:
         x, weight, mean, rstd = ctx.saved_tensors
         op, module = ctx.names
         grads = launch_backward(op, module, dy, dsummed, x, weight, mean, rstd, ctx.has_bias)
@@ -134,6 +136,7 @@ def apply(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any
     """(y, summed) with gradients, by the cheapest path that the caller's mode allows."""
     if torch.compiler.is_compiling():
         return torch.ops.undivided.norm_forward(op, module, x, weight, bias, residual, eps)[:2]
+    refuse_transforms(op, x, weight, bias, residual)
     if wants_grad(x, weight, bias, residual):
         return NormFunction.apply(op, module, x, weight, bias, residual, eps)
     return launch(op, module, x, weight, bias, residual, eps)[:2]

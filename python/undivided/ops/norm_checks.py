@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from ..dispatch import NormCall
-from .checks import has_shape, is_float, last_contiguous, same_device, same_dtype
+from .checks import autocasting, has_shape, is_float, is_number, last_contiguous, same_device, same_dtype
 
 
 def check_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None) -> None:
     is_float("x", x)
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., columns) with at least one column")
+    is_number("eps", eps)
     if not eps >= 0:
         raise ValueError(f"eps = {eps} must be at least 0")
     for name, value in (("weight", weight), ("bias", bias)):
@@ -29,6 +30,21 @@ def check_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
         has_shape("residual", residual, tuple(x.shape), "x's shape")
         same_dtype("x", x, "residual", residual)
         same_device("x", x, "residual", residual)
+
+
+def widest(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Under autocast a 16-bit x meets a float32 residual: both then take the wider dtype, as torch's own sum would."""
+    if not isinstance(x, Tensor) or not isinstance(residual, Tensor) or x.dtype == residual.dtype:
+        return x, residual
+    if not autocasting(x) or not (x.is_floating_point() and residual.is_floating_point()):
+        return x, residual
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    return x.to(dtype), residual.to(dtype)
+
+
+def kernel_weight(weight: Tensor | None) -> Tensor | None:
+    """Kernels compute in float32, so a float64 weight is rounded to it first."""
+    return weight.float() if weight is not None and weight.dtype == torch.float64 else weight
 
 
 def rows(value: Tensor) -> Tensor:

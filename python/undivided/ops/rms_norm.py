@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import reference
 from ..dispatch import choose
 from . import norm_autograd
-from .norm_checks import check_norm, describe, rows, wants_grad
+from .norm_checks import check_norm, describe, kernel_weight, rows, wants_grad, widest
 from .norm_table import RMS_NORM
 
 
@@ -30,14 +30,20 @@ def rms_norm(
     Returns:
         y, x's shape and dtype; with `residual`, (y, x + residual).
 
+    Autocast changes no dtype: y has x's, and statistics are float32 anyway. Only where it made x 16 bits wide and left
+    `residual` in float32 are both taken as float32.
+
     Raises:
         ValueError, TypeError: a shape, value or dtype that is not allowed.
         BackendRefused: the backend asked for cannot run the call.
+        NotImplementedError: a second or forward-mode derivative, or a torch.func transform, of a kernel; the reference
+            has them all.
     """
+    x, residual = widest(x, residual)
     check_norm(x, weight, None, eps, residual)
     row = choose(RMS_NORM, describe(x, residual, wants_grad(x, weight, residual)), backend)
     if row.name == "reference":
         return reference.rms_norm(x, weight, eps, residual)
     flat = None if residual is None else rows(residual)
-    y, summed = norm_autograd.apply("rms_norm", row.module, rows(x), weight, None, flat, eps)
+    y, summed = norm_autograd.apply("rms_norm", row.module, rows(x), kernel_weight(weight), None, flat, eps)
     return y.view(x.shape) if residual is None else (y.view(x.shape), summed.view(x.shape))

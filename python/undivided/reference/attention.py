@@ -11,6 +11,7 @@ from torch import Tensor
 from .bias import ALiBi, RelativeBias, relative_buckets
 from .dropout import dropout_mask
 from .mask import positions, visible
+from .precision import full_precision
 
 Bias = Tensor | RelativeBias | ALiBi
 
@@ -34,36 +35,44 @@ def additive_bias(bias: Bias | None, i: Tensor, j: Tensor, dtype: torch.dtype) -
 
 
 def masked_softmax(scores: Tensor, seen: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(probabilities, lse) over the last dimension; a row that sees nothing has probabilities 0 and lse -inf."""
+    """(probabilities, lse) over the last dimension; a row that sees nothing has probabilities 0 and lse -inf.
+
+    To see nothing is to have no visible score above -inf.
+    """
     scores = torch.where(seen, scores, -math.inf)
     extra = None if sinks is None else sinks.to(scores.dtype)[None, :, None]
-    empty = ~seen.any(-1).expand(scores.shape[:-1])
+    empty = torch.isneginf(scores.detach()).all(-1)
     top = scores.detach().amax(-1) if scores.shape[-1] else scores.new_full(scores.shape[:-1], -math.inf)
     if extra is not None:
         top = torch.maximum(top, extra.detach())
     top = torch.where(empty | torch.isinf(top), 0.0, top)
     # exp of a masked score is replaced, not computed: exp(-inf) is 0 but its gradient would meet inf.
-    weights = torch.where(seen, torch.where(seen, scores - top[..., None], 0.0).exp(), 0.0)
+    finite = ~torch.isneginf(scores.detach())
+    weights = torch.where(finite, torch.where(finite, scores - top[..., None], 0.0).exp(), 0.0)
     total = weights.sum(-1)
     if extra is not None:
         total = total + (extra - top).exp()
     total = torch.where(empty, 1.0, total)
     lse = torch.where(empty, -math.inf, total.log() + top)
-    return torch.where(empty[..., None], 0.0, weights / total[..., None]), lse
+    # A NaN in what a row sees is in its total: what it does not see stays 0 all the same.
+    return torch.where(finite & ~empty[..., None], weights / total[..., None], 0.0), lse
 
 
 def weigh(probabilities: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     """probabilities @ v, in which a NaN or Inf in v reaches only the rows that see it."""
     finite = torch.isfinite(v)
     out = probabilities @ torch.where(finite, v, 0.0)
-    if not torch.compiler.is_compiling() and bool(finite.all()):
+    tracing = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    readable = type(v) is Tensor and v.device.type != "meta"  # a subclass may have no values, as FakeTensorMode's
+    if readable and not tracing and bool(finite.all()):
         return out
-    bad = torch.where(finite, 0.0, v)
-    touched = seen.expand(probabilities.shape).to(v.dtype) @ (~finite).to(v.dtype) > 0
-    poison = torch.where(touched, bad.sum(-2, keepdim=True), 0.0)
-    return out + torch.where(touched, poison, 0.0)
+    seen = seen.expand(probabilities.shape).to(v.dtype)
+    for found, value in ((torch.isposinf(v), math.inf), (torch.isneginf(v), -math.inf), (torch.isnan(v), math.nan)):
+        out = out + torch.where(seen @ found.to(v.dtype) > 0, value, 0.0)
+    return out
 
 
+@full_precision
 def attention_weights(
     q: Tensor,
     k: Tensor,
@@ -104,7 +113,8 @@ def attention_weights(
 
 def _weights(q: Tensor, k: Tensor, seen: Tensor, bias: Any, scale: Any, softcap: Any, sinks: Any, offset: Any) -> Any:
     group = q.shape[2] // k.shape[2]
-    wide_q = _wide(q).transpose(1, 2)
+    # A query that sees nothing takes no part: what stands in it would meet the 0 of its gradient.
+    wide_q = torch.where(seen.any(-1, keepdim=True), _wide(q).transpose(1, 2), 0.0)
     wide_k = _wide(k).transpose(1, 2).repeat_interleave(group, dim=1)
     # a key that is not finite is taken out of the product and put back where it is seen
     finite = torch.isfinite(wide_k).all(-1)
@@ -120,6 +130,7 @@ def _weights(q: Tensor, k: Tensor, seen: Tensor, bias: Any, scale: Any, softcap:
     return masked_softmax(scores, seen.expand(scores.shape), sinks)
 
 
+@full_precision
 def attention(
     q: Tensor,
     k: Tensor,
@@ -158,7 +169,9 @@ def attention(
     probabilities, lse = _weights(q, k, seen, bias, scale, softcap, sinks, query_offset)
     if dropout_p:
         batch, nheads, seqlen_q, seqlen_k = probabilities.shape
-        kept = dropout_mask(seed or 0, dropout_p, sequence + batch, nheads, seqlen_q, seqlen_k, q.device)[sequence:]
+        kept = dropout_mask(
+            0 if seed is None else seed, dropout_p, sequence + batch, nheads, seqlen_q, seqlen_k, q.device
+        )[sequence:]
         probabilities = torch.where(kept, probabilities / (1 - dropout_p), 0.0)
         seen = seen & kept
     wide_v = _wide(v).transpose(1, 2).repeat_interleave(q.shape[2] // v.shape[2], dim=1)

@@ -33,11 +33,14 @@ class ALiBi:
 
 
 def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int = 128, bidirectional: bool = True) -> Tensor:
-    """The bucket, int64, of each key position minus query position."""
+    """The bucket, int64, of each key position minus query position.
+
+    In float64: at distances whose bucket is a whole number before rounding, float32 can come out just below it.
+    """
     half = num_buckets // 2 if bidirectional else num_buckets
     base = torch.where(distance > 0, half, 0) if bidirectional else torch.zeros_like(distance)
     n = distance.abs() if bidirectional else (-distance).clamp_min(0)
     exact = half // 2
-    ratio = torch.log(n.clamp_min(1).float() / exact) / math.log(max_distance / exact)
+    ratio = torch.log(n.clamp_min(1).double() / exact) / math.log(max_distance / exact)
     far = (exact + (ratio * (half - exact)).long()).clamp_max(half - 1)
     return base + torch.where(n < exact, n, far)

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .precision import full_precision
+
 
 def activate(x: Tensor, activation: str) -> Tensor:
     """relu, gelu (exact), gelu_tanh or silu."""
     if activation == "relu":
-        return x.clamp_min(0)
+        return torch.relu(x)
     if activation == "gelu":
         return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
     if activation == "gelu_tanh":
@@ -22,6 +24,7 @@ def activate(x: Tensor, activation: str) -> Tensor:
     raise ValueError(f"activation={activation!r} is unknown; allowed: relu, gelu, gelu_tanh, silu")
 
 
+@full_precision
 def feed_forward(
     x: Tensor,
     w_in: Tensor,

@@ -28,7 +28,8 @@ class Decoding:
         self.batch, self.device = batch, device
 
     def step(self, ids: Tensor) -> Tensor:
-        return self._forward(ids, self).float()
+        logits = self._forward(ids, self)
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     def select(self, rows: Tensor) -> None:
         """rows: int64 (new batch,), numbers of present rows."""

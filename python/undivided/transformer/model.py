@@ -64,6 +64,7 @@ class Transformer(nn.Module):
         self, src: Tensor, tgt: Tensor, src_lengths: Tensor | None = None, tgt_lengths: Tensor | None = None
     ) -> Tensor:
         """Logits (batch, seqlen_tgt, tgt_vocab). A causal decoder needs no tgt_lengths: padding comes last."""
+        check_lengths("tgt_lengths", tgt_lengths, check_ids("tgt", tgt))
         return self.decoder(tgt, self.encoder(src, src_lengths), src_lengths)
 
     @torch.no_grad()

@@ -1,0 +1,161 @@
+"""Norms backward, deterministic and without atomics: programs that loop over blocks of rows.
+
+With n = (x - mean) * rstd and g = dy * weight, dx = rstd * (g - n * along - level), where along and level are the
+row's means of n * g and of g (without a mean, level is 0). dweight and dbias are the column sums of dy * n and of dy:
+each program keeps its own in float32 over all of its rows, and the programs' sums are then added in a fixed order.
+
+A row too long for the registers takes two kernels: the means of every row first, then the same by blocks of columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..common.host import widened
+from .plan import BACKWARD, last_contiguous, programs, table_of
+from .rows import load_columns, load_tile, rows_of, store_tile
+
+
+@triton.jit
+def load_normal(x, mean, rstd, i, j, rows, columns, x_row, CENTRED: tl.constexpr):
+    """(x normalised [R, C], rstd [R]); rstd is 0 beyond the rows."""
+    value = load_tile(x, i, j, rows, columns, x_row)
+    if CENTRED:
+        value = value - tl.load(mean + i, mask=i < rows, other=0.0)[:, None]
+    scale = tl.load(rstd + i, mask=i < rows, other=0.0)
+    return value * scale[:, None], scale
+
+
+@triton.jit
+def store_sums(base, j, columns, value):
+    """The column sums of value [R, C] as this program's row of base: float32 (programs, columns)."""
+    tl.store(base + tl.program_id(0).to(tl.int64) * columns + j, tl.sum(value, 0), mask=j < columns)
+
+
+@triton.jit
+def means_kernel(
+    dy, x,  # (rows, columns), rows dy_row and x_row elements apart
+    weight,  # (columns,)
+    mean, rstd,  # float32 (rows,)
+    along, level,  # float32 (rows,)
+    dy_row, x_row, rows, columns,
+    CENTRED: tl.constexpr, HAS_WEIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    i = rows_of(tl.program_id(0), ROWS)
+    along_sum = tl.zeros((ROWS, COLUMNS), tl.float32)
+    level_sum = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, columns, COLUMNS):
+        j = first + tl.arange(0, COLUMNS)
+        normal, _ = load_normal(x, mean, rstd, i, j, rows, columns, x_row, CENTRED)  # [R, C]
+        grad = load_tile(dy, i, j, rows, columns, dy_row)
+        if HAS_WEIGHT:
+            grad = grad * load_columns(weight, j, columns)[None, :]
+        along_sum += normal * grad
+        if CENTRED:
+            level_sum += grad
+    tl.store(along + i, tl.sum(along_sum, 1) / columns, mask=i < rows)
+    if CENTRED:
+        tl.store(level + i, tl.sum(level_sum, 1) / columns, mask=i < rows)
+
+
+@triton.jit
+def backward_kernel(
+    dy, dsummed, x,  # (rows, columns), rows dy_row, dsummed_row and x_row elements apart
+    weight,  # (columns,)
+    mean, rstd,  # float32 (rows,)
+    along, level,  # float32 (rows,), read where a tile does not hold WHOLE rows
+    dx,  # (rows, columns), contiguous
+    dweight, dbias,  # float32 (programs, columns)
+    dy_row, dsummed_row, x_row, rows, columns,
+    CENTRED: tl.constexpr, HAS_DSUMMED: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    WHOLE: tl.constexpr, KEEPS_WEIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    if HAS_WEIGHT and KEEPS_WEIGHT:
+        kept = load_columns(weight, j, columns)[None, :]
+    weight_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    bias_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for block in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
+        i = rows_of(block, ROWS)
+        normal, scale = load_normal(x, mean, rstd, i, j, rows, columns, x_row, CENTRED)  # [R, C]
+        grad = load_tile(dy, i, j, rows, columns, dy_row)
+        if HAS_BIAS:
+            bias_sums += grad
+        if HAS_WEIGHT:
+            weight_sums += grad * normal
+            if KEEPS_WEIGHT:
+                grad = grad * kept
+            else:
+                grad = grad * load_columns(weight, j, columns)[None, :]
+        if WHOLE:
+            result = grad - normal * (tl.sum(normal * grad, 1) / columns)[:, None]
+            if CENTRED:
+                result -= (tl.sum(grad, 1) / columns)[:, None]
+        else:
+            result = grad - normal * tl.load(along + i, mask=i < rows, other=0.0)[:, None]
+            if CENTRED:
+                result -= tl.load(level + i, mask=i < rows, other=0.0)[:, None]
+        result = result * scale[:, None]
+        if HAS_DSUMMED:
+            result += load_tile(dsummed, i, j, rows, columns, dsummed_row)
+        store_tile(dx, i, j, rows, columns, columns, result)
+    if HAS_WEIGHT:
+        store_sums(dweight, j, columns, weight_sums)
+    if HAS_BIAS:
+        store_sums(dbias, j, columns, bias_sums)
+
+
+def norm_backward(
+    dy: Tensor,
+    dsummed: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor,
+    has_bias: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(dx, dweight, dbias): of layer norm, or without a mean of RMS norm.
+
+    x: (rows, columns), what was normalised; the arguments and results are those of `layer_norm_backward`.
+    """
+    dtype, parameter_dtype = x.dtype, x.dtype if weight is None else weight.dtype
+    dy, dsummed, x, weight = widened(dy, dsummed, x, weight)  # type: ignore[assignment]
+    x, dy = last_contiguous(x), last_contiguous(dy)
+    dsummed = None if dsummed is None else last_contiguous(dsummed)
+    rows, columns = x.shape
+    table = table_of(BACKWARD)
+    whole = table.choose(columns)
+    row = table.long if whole is None else whole
+    chunks, blocks = triton.cdiv(columns, row.COLUMNS), triton.cdiv(rows, row.ROWS)
+    number = programs(row, blocks, chunks, x.device)
+    dx = x.new_empty((rows, columns))
+    dweight = None if weight is None else x.new_empty((number, columns), dtype=torch.float32)
+    dbias = x.new_empty((number, columns), dtype=torch.float32) if has_bias else None
+    if rows:
+        shared: dict[str, Any] = dict(
+            dy=dy, x=x, weight=x if weight is None else weight.contiguous(), mean=rstd if mean is None else mean,
+            rstd=rstd, along=rstd, level=rstd, dy_row=dy.stride(0), x_row=x.stride(0), rows=rows, columns=columns,
+            CENTRED=mean is not None, HAS_WEIGHT=weight is not None,
+        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            if whole is None:
+                shared["along"], shared["level"] = rstd.new_empty(rows), rstd.new_empty(rows)
+                tile = table.means
+                means_kernel[(triton.cdiv(rows, tile.ROWS),)](
+                    **shared, ROWS=tile.ROWS, COLUMNS=tile.COLUMNS, num_warps=tile.num_warps
+                )
+            backward_kernel[(number, chunks)](
+                **shared, dsummed=x if dsummed is None else dsummed, dx=dx, dbias=rstd if dbias is None else dbias,
+                dweight=rstd if dweight is None else dweight, dsummed_row=0 if dsummed is None else dsummed.stride(0),
+                HAS_DSUMMED=dsummed is not None, HAS_BIAS=has_bias, WHOLE=whole is not None,
+                KEEPS_WEIGHT=row.keeps_weight, ROWS=row.ROWS, COLUMNS=row.COLUMNS, STAGES=row.STAGES,
+                num_warps=row.num_warps,
+            )  # fmt: skip
+    # Their order of summation is fixed by the shape (programs, columns).
+    totals = (None if sums is None else sums.sum(0).to(parameter_dtype) for sums in (dweight, dbias))
+    return dx.to(dtype), *totals

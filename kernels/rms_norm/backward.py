@@ -1,0 +1,26 @@
+"""RMS norm backward: the launcher. The kernels are in `../norm/backward.py`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..norm.backward import norm_backward
+
+
+def rms_norm_backward(
+    dy: Tensor, dsummed: Tensor | None, x: Tensor, weight: Tensor | None, rstd: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """(dx, dweight); dx is also the gradient of the residual.
+
+    Args:
+        dy: (rows, columns), the gradient of y, in x's dtype.
+        dsummed: as dy: what reaches x + residual from elsewhere, added to dx; or None.
+        x: what was normalised: x, or x + residual. rstd: of the forward.
+        weight: (columns,), any float dtype, or None.
+
+    Returns:
+        dx: x's shape and dtype, contiguous. dweight: None without weight; else (columns,) in the weight's dtype,
+        summed in float32 in an order that the shape and the device fix.
+    """
+    dx, dweight, _ = norm_backward(dy, dsummed, x, weight, None, rstd, False)
+    return dx, dweight

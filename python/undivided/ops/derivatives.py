@@ -1,0 +1,57 @@
+"""What the kernels' derivatives cannot do, said clearly instead of answered wrongly.
+
+The kernels have first derivatives in reverse mode. Without these guards a second derivative would be missing from a
+sum without a word, a forward-mode tangent would be dropped, and torch.func would hand the kernels tensors that have no
+memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+CURE = "pass backend='reference', which is eager torch"
+
+
+class FinalGradient(torch.autograd.Function):
+    """apply(op, grad, *sources) -> grad, which depends on the sources but has no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, op: str, grad: Tensor, *sources: Tensor) -> Tensor:
+        ctx.op = op
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(f"{ctx.op}: the kernels have no second derivatives; {CURE}")
+
+
+def first_derivatives_only(op: str) -> Callable[..., Any]:
+    """Decorates the backward of an autograd.Function: a derivative of its gradients raises, and names the cure."""
+
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(ctx: Any, *douts: Tensor | None) -> Any:
+            with torch.no_grad():
+                grads = backward(ctx, *douts)
+            if not torch.is_grad_enabled():  # it is on when the caller asked for create_graph
+                return grads
+            sources = [t for t in (*douts, *ctx.saved_tensors) if t is not None and t.requires_grad]
+            return tuple(FinalGradient.apply(op, g, *sources) if isinstance(g, Tensor) else g for g in grads)
+
+        return run
+
+    return decorate
+
+
+def refuse_transforms(op: str, *values: Tensor | None) -> None:
+    """Raises: NotImplementedError inside torch.func's transforms, and for tensors with a forward-mode tangent."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(f"{op}: the kernels do not take part in torch.func's transforms; {CURE}")
+    if forward_ad._current_level >= 0 and any(
+        value is not None and forward_ad.unpack_dual(value).tangent is not None for value in values
+    ):
+        raise NotImplementedError(f"{op}: the kernels have no forward-mode derivatives; {CURE}")

@@ -1,0 +1,83 @@
+"""What each backend's kernels have, read off the tables that `auto` chooses by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..dispatch import AttentionCall, Backend, Call, FeedForwardCall, NormCall
+from ..rules import OF_THE_MACHINE
+from .attention_table import ATTENTION
+from .feed_forward_table import FEED_FORWARD
+from .norm_table import LAYER_NORM, RMS_NORM
+
+_ATTENTION = AttentionCall("", "bfloat16", 2, 128, 128, 8, 8, 64, 64, needs_grad=True)
+_NORM = NormCall("", "bfloat16", 256, 512, needs_grad=True)
+_FEED_FORWARD = FeedForwardCall("", "bfloat16", 256, 512, 2048, needs_grad=True)
+
+# (what a reader looks for, the fields of a call that has it)
+ATTENTION_FEATURES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("forward and backward, float16 and bfloat16", {}),
+    ("float32", {"dtype": "float32"}),
+    ("float64", {"dtype": "float64"}),
+    ("head_dim 8", {"head_dim": 8, "head_dim_v": 8}),
+    ("head_dim 256", {"head_dim": 256, "head_dim_v": 256}),
+    ("values narrower than keys", {"head_dim_v": 32}),
+    ("grouped-query heads", {"nheads_kv": 2}),
+    ("causal, square", {"causal": True, "window": (None, 0)}),
+    ("causal, seqlen_q and seqlen_k differ", {"causal": True, "window": (None, 0), "seqlen_k": 300}),
+    ("window", {"window": (64, 64)}),
+    ("query_offset", {"query_offset": "tensor"}),
+    ("key_lengths", {"key_lengths": True}),
+    ("key_lengths and causal", {"key_lengths": True, "causal": True, "window": (None, 0)}),
+    ("query_lengths", {"query_lengths": True}),
+    ("packed batches", {"packed": True}),
+    ("mask", {"mask": True}),
+    ("dense bias with gradient", {"bias": "dense", "bias_needs_grad": True}),
+    ("T5's relative bias with gradient", {"bias": "relative", "bias_needs_grad": True}),
+    ("ALiBi", {"bias": "alibi"}),
+    ("softcap", {"softcap": True}),
+    ("attention sinks with gradient", {"sinks": True}),
+    ("dropout from a seed", {"dropout": True}),
+    ("lse", {"return_lse": True}),
+)
+NORM_FEATURES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("forward and backward, float16 and bfloat16", {}),
+    ("float32", {"dtype": "float32"}),
+    ("residual add in the same pass", {"residual": True}),
+)
+FEED_FORWARD_FEATURES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("forward and backward, float16 and bfloat16", {}),
+    ("float32", {"dtype": "float32"}),
+    ("gated: SwiGLU, GEGLU", {"gated": True, "activation": "silu"}),
+)
+OPS = (
+    ("attention", ATTENTION, _ATTENTION, ATTENTION_FEATURES),
+    ("layer_norm", LAYER_NORM, _NORM, NORM_FEATURES),
+    ("rms_norm", RMS_NORM, _NORM, NORM_FEATURES),
+    ("feed_forward", FEED_FORWARD, _FEED_FORWARD, FEED_FORWARD_FEATURES),
+)
+COLUMNS = ("cuda", "triton", "cpu", "sdpa", "reference")
+
+
+def has(backend: Backend, call: Call) -> bool:
+    """Whether the backend's kernels run the call, on a machine that has what they need."""
+    call = replace(call, device="cpu" if backend.name == "cpu" else "cuda")
+    return not any(rule(call) for rule in backend.rules if rule not in OF_THE_MACHINE)
+
+
+def features_table() -> str:
+    """A Markdown table: a line a feature, a column a backend; "by name" is a kernel that `auto` does not take yet."""
+    names = [name for name in COLUMNS if any(name == row.name for _, table, _, _ in OPS for row in table)]
+    lines = [f"| op | feature | {' | '.join(names)} |", "|---|---|" + ":-:|" * len(names)]
+    for op, table, call, features in OPS:
+        rows = {row.name: row for row in table}
+        for feature, fields in features:
+            asked = replace(call, **fields)
+            cells = []
+            for name in names:
+                row = rows.get(name)
+                runs = row is not None and has(row, asked)
+                cells.append("-" if row is None or not runs else "yes" if row.auto else "by name")
+            lines.append(f"| `{op}` | {feature} | {' | '.join(cells)} |")
+    return "\n".join(lines)

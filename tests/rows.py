@@ -1,0 +1,56 @@
+"""Which backends a test covers: `auto` and every row of an op's table that this machine can run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from undivided.dispatch import Backend, BackendRefused
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LOW = (torch.bfloat16, torch.float16)
+
+
+def backends(table: tuple[Backend, ...]) -> list[str]:
+    return ["auto", *(row.name for row in table)]
+
+
+def run(op: Any, *values: Any, backend: str, **words: Any) -> Any:
+    """The op, or a skipped test where a backend refuses the call; auto and the reference never may."""
+    try:
+        return op(*values, backend=backend, **words)
+    except BackendRefused as refusal:
+        if backend in ("auto", "reference"):
+            raise
+        pytest.skip(str(refusal).splitlines()[0])
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return drawn.to(DEVICE, dtype)
+
+
+def qkv(
+    batch=2, seqlen_q=19, seqlen_k=19, nheads=4, nheads_kv=2, head_dim=16, dtype=torch.float32
+) -> list[torch.Tensor]:
+    """Leaves that require gradients."""
+    sizes = (seqlen_q, nheads), (seqlen_k, nheads_kv), (seqlen_k, nheads_kv)
+    made = [random(batch, *size, head_dim, seed=n, dtype=dtype) for n, size in enumerate(sizes)]
+    return [t.requires_grad_() for t in made]
+
+
+def same(a: Any, b: Any) -> bool:
+    """To the bit, NaN included."""
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def same_numbers(backend: str, got: torch.Tensor, expected: torch.Tensor) -> None:
+    """To the bit for a kernel; the reference may sum in an order that torch chooses by the strides."""
+    if backend == "reference":
+        torch.testing.assert_close(got, expected)
+    else:
+        assert torch.equal(got, expected)

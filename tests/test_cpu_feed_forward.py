@@ -1,0 +1,89 @@
+"""The feed-forward network in C++: every variant, dtype and case against float64, and what infinities do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from undivided.testing import FEED_FORWARD_CASES, compare, poison
+
+_C = pytest.importorskip("undivided._C", reason="the compiled extension is not built")
+
+from undivided.cpu.feed_forward import feed_forward_backward, feed_forward_forward  # noqa: E402
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+}
+
+
+@pytest.fixture(params=_C.variants())
+def variant(request):
+    before = _C.variant()
+    _C.set_variant(request.param)
+    yield request.param
+    _C.set_variant(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", FEED_FORWARD_CASES, ids=lambda case: case.name)
+def test_agrees_with_the_reference(case, dtype, variant):
+    with poison():
+        verdicts = compare.feed_forward(case, dtype, "cpu")
+    assert not [verdict for verdict in verdicts if not verdict.ok]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_over_its_whole_range(activation, variant):
+    """With one column and weights of 1 the network is the activation, and its input gradient the slope."""
+    u = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, -89.0, -30.0, 0.0, 1e-30, 30.0, 89.0, 1e4])])
+    wide = u.double().requires_grad_()
+    expected = ACTIVATIONS[activation](wide)
+    (expected_slope,) = torch.autograd.grad(expected.sum(), wide)
+    out, slope = value_and_slope(u, activation)
+    unit = 2**-24
+    assert ((out - expected).abs() <= 2.5 * unit * u.abs().clamp(min=1.0)).all()
+    assert ((slope - expected_slope).abs() <= 8 * unit).all()
+
+
+def value_and_slope(u: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
+    one, only_x = torch.ones(1, 1), (True, *(False,) * 5)
+    out, h, _ = feed_forward_forward(u[:, None], one, None, one, None, activation, None, save=True)
+    ones = torch.ones(len(u), 1)
+    grads = feed_forward_backward(ones, u[:, None], h, None, one, one, None, activation, only_x)
+    return out[:, 0], grads[0][:, 0]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_and_infinity(activation, variant):
+    nan, inf = float("nan"), float("inf")
+    out, slope = value_and_slope(torch.tensor([nan, inf]), activation)
+    assert out[0].isnan() and slope[0].isnan() and out[1] == inf
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_on_any_number_of_threads(dtype):
+    generator = torch.Generator().manual_seed(0)
+    h, g = (torch.randn(300, 1000, generator=generator).to(dtype) for _ in range(2))
+    before, results = torch.get_num_threads(), []
+    needs = (False, False, True, False, False, False)
+    w = torch.zeros(1000, 1, dtype=dtype)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            dout = torch.ones(300, 1, dtype=dtype)
+            w_out = torch.randn(1, 1000, generator=torch.Generator().manual_seed(1)).to(dtype)
+            x = torch.zeros(300, 1, dtype=dtype)
+            results.append(feed_forward_backward(dout, x, h, g, w, w_out, w, "gelu", needs)[2])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], result) for result in results[1:])
+
+
+def test_inference_keeps_nothing():
+    x, w = torch.randn(4, 8), torch.randn(8, 8)
+    out, h, g = feed_forward_forward(x, w, None, w, None, "silu", w, save=False)
+    assert h is None and g is None and out.shape == (4, 8)
