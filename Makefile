@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py
 
-.PHONY: demo test test-slow lint gpu clean install
+.PHONY: demo test test-slow sanitize lint gpu clean install
 
 install: $(STAMP)
 
@@ -22,13 +22,18 @@ $(STAMP): $(VENV)/.dependencies pyproject.toml $(SOURCES)
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/undivided demo
+	$(BIN)/undivided demo $(DEMO)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not slow"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# The C++ kernels under the address, undefined-behaviour and thread sanitizers; half an hour.
+sanitize: $(STAMP)
+	bash tests/sanitize.sh address
+	bash tests/sanitize.sh thread
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -35,6 +35,11 @@ KERNEL = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", 
 # GCC 12 warns about its own _mm512_undefined_ps
 KERNEL += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 BINDING = ["-O1"]  # pybind11 gains nothing from more, and takes several times as long
+# For `build_ext --sanitize=...`, which tests/sanitize.sh uses.
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-fsanitize=thread"],
+}
 CUDA = ["-std=c++17", "-O3", "-gencode", "arch=compute_90a,code=sm_90a", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
@@ -168,8 +173,11 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def ninja_edges(file: NinjaFile, info: dict, cuda: bool) -> None:
+def ninja_edges(file: NinjaFile, info: dict, cuda: bool, sanitizer: list[str]) -> None:
     import pybind11
+
+    common = [*COMMON, *sanitizer, "-g"] if sanitizer else COMMON
+    kernel = [*KERNEL, "-O1"] if sanitizer else KERNEL
 
     has = [f"-DUNDIVIDED_HAS_{name.upper()}=1" for name in info["variants"] if name != "portable"]
     has.append(f"-DUNDIVIDED_HAS_CUDA={int(cuda)}")
@@ -181,20 +189,20 @@ def ninja_edges(file: NinjaFile, info: dict, cuda: bool) -> None:
     python = [f"-DUNDIVIDED_PYBIND11={pybind11.__version__}", "-isystem", "pybind11_include"]
     python += ["-isystem", sysconfig.get_paths()["include"], "-I.", f"-I{CSRC}"]
     for source in [CSRC / "bindings.cpp", *sorted((CSRC / "bindings").glob("*.cpp"))]:
-        file.add("cxx", source, "bindings", [*COMMON, *BINDING, *has, *python])
+        file.add("cxx", source, "bindings", [*common, *BINDING, *has, *python])
     for source in sorted((CSRC / "cpu").glob("*.cpp")):
         if "UNDIVIDED_VARIANT" in source.read_text():  # a kernel, as against threads.cpp and the like
             for name in info["variants"]:
-                flags = [*COMMON, *KERNEL, *VARIANTS[name], f"-DUNDIVIDED_VARIANT={name}", *has, f"-I{CSRC}"]
+                flags = [*common, *kernel, *VARIANTS[name], f"-DUNDIVIDED_VARIANT={name}", *has, f"-I{CSRC}"]
                 file.add("cxx", source, name, flags)
         else:
-            file.add("cxx", source, "cpu", [*COMMON, *KERNEL, *has, f"-I{CSRC}"])
+            file.add("cxx", source, "cpu", [*common, *kernel, *has, f"-I{CSRC}"])
     for source in sorted((CSRC / "cuda").glob("*.cu")) if cuda else []:
         file.add("nvcc", source, "cuda", [*CUDA, f"-I{CSRC}"])
 
 
-def build_extension(info: dict) -> Path:
-    """Builds undivided._C and completes `info`; raises CannotBuild."""
+def build_extension(info: dict, sanitizer: list[str]) -> Path:
+    """Builds undivided._C and completes `info`; raises CannotBuild. `sanitizer`: further flags, or none."""
     if not CSRC.is_dir():
         raise CannotBuild(f"the C++ sources are missing: {CSRC} is not there")
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -210,8 +218,8 @@ def build_extension(info: dict) -> Path:
         info["cuda_skipped"] = None if use_cuda else info.get("cuda_skipped") or version
         literal = json.dumps(info, sort_keys=True)
         write_if_changed(BUILD / "build_info.h", f'#pragma once\n#define UNDIVIDED_BUILD_INFO R"json({literal})json"\n')
-        file = NinjaFile(compiler, nvcc, ["-pthread", *(links if use_cuda else [])])
-        ninja_edges(file, info, use_cuda)
+        file = NinjaFile(compiler, nvcc, ["-pthread", *sanitizer, *(links if use_cuda else [])])
+        ninja_edges(file, info, use_cuda, sanitizer)
         file.write(output)
         result = subprocess.run([ninja, "-C", str(BUILD)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         print(result.stdout, flush=True)
@@ -225,11 +233,22 @@ def build_extension(info: dict) -> Path:
 class BuildExtension(build_ext):
     """Puts `_C` (if it can be built) and `_build_info.json` (always) into the package."""
 
+    user_options = [*build_ext.user_options, ("sanitize=", None, f"build with a sanitizer: {', '.join(SANITIZERS)}")]
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.sanitize: str | None = None
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.sanitize is not None and self.sanitize not in SANITIZERS:
+            raise SystemExit(f"--sanitize={self.sanitize} is unknown; allowed: {', '.join(SANITIZERS)}")
+
     def run(self) -> None:
         info: dict = {"platform": sysconfig.get_platform(), "python": platform.python_version(), "error": None}
         built = None
         try:
-            built = build_extension(info)
+            built = build_extension(info, SANITIZERS.get(self.sanitize or "", []))
         except (CannotBuild, OSError, ImportError) as error:
             info["error"] = f"{type(error).__name__}: {error}" if not isinstance(error, CannotBuild) else str(error)
             print(f"undivided: no compiled extension in this install: {info['error']}", file=sys.stderr, flush=True)

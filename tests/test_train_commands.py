@@ -1,5 +1,6 @@
 """train, evaluate, generate, data and demo as a user runs them, on a few hundred words that the test makes."""
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -70,6 +71,19 @@ def test_evaluate_prints_the_published_table_around_our_row(trained, capsys):
     assert printed.index("this checkpoint") < printed.index("joint n-gram, Phonetisaurus")
 
 
+def test_evaluate_appends_rows_to_a_result_file(trained, tmp_path, capsys):
+    path = tmp_path / "scores.csv"
+    command = ["evaluate", str(trained), "--limit", "10", "--device", "cpu", "--csv", str(path)]
+    assert main(command) == 0 and main(command) == 0
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 and rows[0] == rows[1]
+    assert rows[0]["task"] == "g2p" and rows[0]["words"] == "10" and rows[0]["updates"] == "1000"
+    path.write_text("other,columns\n")
+    assert main(command) == 2
+    assert "has the columns other, columns" in capsys.readouterr().err
+
+
 def test_evaluate_says_what_flatters(trained, capsys):
     assert main(["evaluate", str(trained), "--split", "dev", "--limit", "5", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
@@ -100,6 +114,8 @@ def test_the_map_has_a_row_for_every_phoneme_and_the_end(trained):
         (["train", "g2p", "--set", "positions=clock"], "positions='clock' is unknown; allowed: none"),
         (["train", "g2p", "--device", "tpu"], "device='tpu'"),
         (["train", "g2p", "--steps", "0"], "steps"),
+        (["train", "g2p", "--recipe", "slow"], "recipe 'slow' is unknown for g2p; allowed: quick, full"),
+        (["train", "g2p", "--resume", "--recipe", "full"], "--recipe cannot change a run that is resumed"),
         (["train", "g2p", "--resume"], "there is no run"),
         (["evaluate", "missing.safetensors"], "missing.safetensors is not there"),
         (["evaluate", "damaged.safetensors"], "is not a safetensors file"),
@@ -117,6 +133,20 @@ def test_bad_input_is_one_clear_line(command, text, folder, tmp_path, monkeypatc
     printed = capsys.readouterr().err
     assert text in printed and "Traceback" not in printed
     assert len(printed.strip().splitlines()) == 1
+
+
+def test_an_exported_model_is_half_as_large_and_answers_the_same(trained, tmp_path, capsys):
+    half = tmp_path / "half.safetensors"
+    assert main(["export", str(trained), str(half)]) == 0
+    assert half.stat().st_size < 0.6 * (trained / "best.safetensors").stat().st_size
+    capsys.readouterr()
+    scores = []
+    for path in (trained, half):
+        assert main(["evaluate", str(path), "--json", "--device", "cpu"]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["wer"])
+    assert abs(scores[0] - scores[1]) <= 1.0  # a rounding may turn one word of the hundred
+    assert main(["export", str(trained), str(half)]) == 2
+    assert "is there already; --overwrite replaces it" in capsys.readouterr().err
 
 
 def test_words_with_other_letters_are_refused(trained, capsys):

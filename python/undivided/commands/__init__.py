@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a model on a task",
     "evaluate": "score a checkpoint beside published figures",
     "generate": "run a checkpoint on your own input",
+    "export": "write a checkpoint's model to a smaller file",
     "demo": "info, a quick verify, a short training, its score and an example",
 }
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import time
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .. import __version__
 from ..tasks import PairData, PublishedRow, Task
 from ..training.inference import answer
 from ..training.log import Display
 from ..training.models import SavedModel, load_model
 from ..training.settings import choose_device
+from . import CommandError
 from .train import load_data
 
 OURS = "this checkpoint"
@@ -43,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--mistakes", type=int, default=0, metavar="N", help="also show the first N wrong words")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="append the scores, with how they came about, as a row"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     display = Display("evaluate", saved.task.metric, quiet=args.json)
     data = load_data(saved.task, args.data, display)
     found = evaluate(saved, data, args.split, args.limit, args.batch_size, quiet=args.json)
+    if args.csv is not None:
+        append_row(args.csv, result_row(saved, found, data.split, args))
     if args.json:
         print(json.dumps({**found.scores, "seconds": round(found.seconds, 2), "notes": found.notes, **facts(saved)}))
         return 0
@@ -121,6 +131,49 @@ def facts(saved: SavedModel) -> dict[str, Any]:
     weights = sum(weight.numel() for weight in saved.model.parameters())
     about = {key: saved.about.get(key) for key in ("step", "seconds", "split")}
     return {"task": saved.task.name, "model": saved.kind, "weights": weights, "trained": about}
+
+
+def result_row(saved: SavedModel, found: Evaluation, split: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One line of a result file: what was scored on what, and how the model was trained."""
+    settings = saved.about.get("settings", {})
+    scores = {name: round(value, 3) for name, value in found.scores.items()}
+    return {
+        "task": saved.task.name,
+        "model": saved.kind,
+        "split": split,
+        "part": args.split,
+        **scores,
+        "weights": facts(saved)["weights"],
+        "updates": saved.about.get("step"),
+        "train_seconds": saved.about.get("seconds"),
+        "minutes": settings.get("minutes"),
+        "seed": settings.get("seed"),
+        "train_device": settings.get("device"),
+        "train_dtype": settings.get("dtype"),
+        "version": __version__,
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Appends to a CSV file, which is begun where there is none.
+
+    Raises:
+        CommandError: the file has other columns.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begun = path.exists() and path.stat().st_size > 0
+    if begun:
+        with path.open(newline="") as file:
+            columns = next(csv.reader(file))
+        if columns != list(row):
+            raise CommandError(f"{path} has the columns {', '.join(columns)}; a row here has {', '.join(row)}")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if not begun:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def score_line(scores: dict[str, float]) -> str:

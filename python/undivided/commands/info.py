@@ -15,6 +15,8 @@ from .. import __version__
 from ..dispatch import AttentionCall, Call, FeedForwardCall, NormCall
 from ..environment import cpu_variant, data_folder, interpreting
 from ..ops import explain
+from ..ops.features import OPS, features_table
+from . import CommandError
 
 OPTIONAL = {
     "triton": "pip install 'undivided[triton]'",
@@ -25,14 +27,35 @@ OPTIONAL = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backends", action="store_true", help="also print the table of backends for typical calls")
+    parser.add_argument("--features", action="store_true", help="print what each backend has, as a Markdown table")
+    parser.add_argument("--into", type=Path, metavar="README", help="with --features: write it between the marks there")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.features:
+        if args.into is None:
+            print(features_table())
+        else:
+            args.into.write_text(with_features(args.into.read_text()))
+        return 0
     for name, value in lines():
         print(f"{name:<12} {value}")
     if args.backends:
         print(backends())
     return 0
+
+
+def with_features(text: str) -> str:
+    """A README with the table of features as it is now.
+
+    Raises:
+        CommandError: the marks that it stands between are not there.
+    """
+    head, begin, rest = text.partition("<!-- features:begin -->\n")
+    _, end, tail = rest.partition("<!-- features:end -->")
+    if not begin or not end:
+        raise CommandError("the file has no marks <!-- features:begin --> and <!-- features:end -->")
+    return f"{head}{begin}{features_table()}\n{end}{tail}"
 
 
 def lines() -> list[tuple[str, str]]:
@@ -42,6 +65,7 @@ def lines() -> list[tuple[str, str]]:
         ("gpu", gpu()),
         ("extension", extension()),
         ("cuda build", build("cuda")),
+        *unproven(),
         *((name, installed(name, cure)) for name, cure in OPTIONAL.items()),
         ("interpreter", "on: Triton kernels run in Python on CPU tensors" if interpreting() else "off"),
         ("data", str(data_folder() or "UNDIVIDED_DATA is not set: `undivided data list` says what can be fetched")),
@@ -68,7 +92,18 @@ def build(part: str) -> str:
     path = Path(__file__).parent.parent / "_build_info.json"
     if not path.exists():
         return "no record of the build: the package runs from a source tree that was not installed"
-    return str(json.loads(path.read_text()).get(part, "not recorded"))
+    record = json.loads(path.read_text())
+    return str(record.get(part) or record.get(f"{part}_skipped") or record.get("error") or "not recorded")
+
+
+def unproven() -> list[tuple[str, str]]:
+    """The kernels that `auto` does not take, with the reason; a line a backend."""
+    notes: dict[tuple[str, str], list[str]] = {}
+    for op, table, _, _ in OPS:
+        for row in table:
+            if not row.auto:
+                notes.setdefault((row.name, row.note), []).append(op)
+    return [("not in auto", f"{name} {', '.join(ops)}: {note}") for (name, note), ops in notes.items()]
 
 
 def installed(name: str, cure: str) -> str:

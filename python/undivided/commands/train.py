@@ -38,6 +38,7 @@ FROM_RESUME = ("model", "steps", "minutes", "set", "device", "dtype", *(name for
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", help="what to train on: g2p")
     parser.add_argument("--model", help="the kind of model (default: transformer)")
+    parser.add_argument("--recipe", help="quick or full (default: full on a GPU, quick on a CPU)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="wall-clock budget; the schedule follows it")
     budget.add_argument("--steps", type=int, help="budget in updates; such a run is exactly reproducible")
@@ -56,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     chosen = task(args.task)
     kind = args.model or "transformer"
+    if args.resume and args.recipe:
+        raise CommandError("--recipe cannot change a run that is resumed; leave it out, or start a new run")
     if args.resume:
         out = args.out or newest(Path("runs"), f"{chosen.name}-{kind}")
         state = load_training(out / LAST)
@@ -102,8 +105,12 @@ def load_data(chosen: Task, data: str | None, display: Display) -> Any:
 
 
 def new_settings(chosen: Task, args: argparse.Namespace) -> Settings:
-    """The task's recipe, changed by what the user gave."""
-    recipe = dict(chosen.recipe)
+    """The recipe asked for or, without one, that for the device; changed by what the user gave."""
+    device = choose_device(args.device or "auto")
+    name = args.recipe or ("full" if device.startswith("cuda") else "quick")
+    if name not in chosen.recipes:
+        raise CommandError(f"recipe {name!r} is unknown for {chosen.name}; allowed: {', '.join(chosen.recipes)}")
+    recipe = dict(chosen.recipes[name])
     kind = args.model or "transformer"
     options = {**recipe.pop("model", {}).get(kind, {}), **parse_options(args.set or [])}
     if args.steps is not None or args.minutes is not None:
@@ -112,7 +119,6 @@ def new_settings(chosen: Task, args: argparse.Namespace) -> Settings:
     given = {name: value for name in FROM_RESUME if (value := getattr(args, name)) is not None}
     for name in ("set", "model", "device", "dtype"):
         given.pop(name, None)
-    device = choose_device(args.device or "auto")
     dtype = choose_dtype(args.dtype or "auto", device)
     values = {**recipe, **given, "model": kind, "device": device, "dtype": dtype, "model_options": options}
     return Settings(task=chosen.name, **values)

@@ -44,8 +44,9 @@ class Task:
     """A row of the table of tasks.
 
     `load(data)` reads the data, `symbols(text)` cuts one input, `score(outputs, references)` gives the metrics, of
-    which `metric` (lower is better) chooses the best checkpoint. `recipe` is what training starts from: settings of
-    the trainer and, under "model", of each model's config.
+    which `metric` (lower is better) chooses the best checkpoint. `recipes` are what training starts from, by name
+    ("quick" for minutes on a CPU, "full" for a GPU or an hour): settings of the trainer and, under "model", of each
+    model's config.
     """
 
     name: str
@@ -57,4 +58,4 @@ class Task:
     metric: str
     longest_output: int
     published: tuple[PublishedRow, ...]
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
