@@ -54,4 +54,4 @@ CPU = Backend(
 SDPA = Backend(name="sdpa", module="undivided.sdpa.attention", rules=(sdpa_words, sdpa_square))
 REFERENCE = Backend(name="reference", module="undivided.reference")
 
-ATTENTION: tuple[Backend, ...] = (TRITON, SDPA, REFERENCE)
+ATTENTION: tuple[Backend, ...] = (TRITON, CPU, SDPA, REFERENCE)

@@ -1,0 +1,248 @@
+// Attention forward: a running softmax over blocks of keys (Dao et al. 2022, section 3.1; Dao 2023, section 3.1). A task
+// is a chunk of the queries of the heads that share one key head, so that keys and values are packed once for all of
+// them; chunks are whole tiles, so what a row meets does not depend on how queries were dealt out.
+#pragma once
+
+#include <cmath>
+
+#include "attention_memory.h"
+#include "attention_poison.h"
+#include "attention_scores.h"
+#include "dropout.h"
+#include "pack.h"
+
+namespace undivided::UNDIVIDED_VARIANT {
+
+constexpr int64_t kPackedBytes = 256 << 10;  // packed keys and values at a time: they stay in the second-level cache
+constexpr int64_t kChunkRows = 480;          // queries of a task, all heads together
+
+template <class T, class Word>
+class ForwardTask {
+ public:
+  ForwardTask(const AttentionForward& job, const Sequence& sequence, int64_t head_kv, int64_t begin, int64_t end)
+      : job_(job), call_(job.call), sequence_(sequence), head_kv_(head_kv), begin_(begin),
+        end_(smaller(end, sequence.lenq)), group_(call_.nheads / call_.nheads_kv),
+        depth_(static_cast<int>(round_up(call_.head_dim, kPerWord<Word>) / kPerWord<Word>)),
+        q_row_(static_cast<int>(round_up(depth_, kLanes))),
+        width_(static_cast<int>(round_up(call_.head_dim_v, kLanes))) {
+    const int64_t bytes = (depth_ * kPerWord<Word> + width_) * static_cast<int64_t>(sizeof(Word)) / kPerWord<Word>;
+    packed_keys_ = larger(kKeys, round_down(kPackedBytes / bytes, kKeys));
+    rows_ = round_up(larger(end_ - begin_, 0), kQueries);
+  }
+
+  void arrange(Arena& arena) {
+    arena.take(keys_, packed_keys_ * depth_);
+    arena.take(values_, packed_keys_ / kPerWord<Word> * round_up(width_, kPanel));
+    arena.take(s_, kQueries * kKeys);
+    arena.take(p_, kPerWord<Word> == 1 ? 0 : kQueries * kKeys / kPerWord<Word>);
+    arena.take(distance_, kQueries + kKeys);
+    arena.take(poison_, kQueries * width_);
+    arena.take(best_, kQueries);
+    arena.take(shrink_, kQueries);
+    arena.take(q_, group_ * rows_ * q_row_);
+    arena.take(acc_, group_ * rows_ * width_);
+    arena.take(total_, group_ * rows_ * kLanes);
+    arena.take(top_, group_ * rows_);
+  }
+
+  void run() {
+    if (end_ <= begin_) return;
+    start();
+    const Range keys = keys_seen(call_, sequence_, begin_, end_ - 1);
+    for (int64_t n = round_down(keys.low, kKeys); n < keys.high; n += packed_keys_) {
+      const int64_t end = smaller(n + packed_keys_, keys.high);
+      pack_keys(n, end);
+      for (int64_t member = 0; member < group_; ++member) {
+        for (int64_t i = begin_; i < end_; i += kQueries) visit(member, i, n, end);
+      }
+    }
+    for (int64_t member = 0; member < group_; ++member) finish(member);
+  }
+
+ private:
+  void start() {
+    std::memset(acc_, 0, group_ * rows_ * width_ * sizeof(float));
+    std::memset(total_, 0, group_ * rows_ * kLanes * sizeof(float));
+    for (int64_t r = 0; r < group_ * rows_; ++r) top_[r] = -kInfinity;
+    for (int64_t member = 0; member < group_; ++member) {
+      const T* q = row_of<T>(call_.q, sequence_.b, head_kv_ * group_ + member, sequence_.first_q + begin_);
+      const Source<T> source{q, call_.q.s, static_cast<int>(end_ - begin_), static_cast<int>(call_.head_dim)};
+      pack_rows(source, q_ + member * rows_ * q_row_, q_row_);
+    }
+  }
+
+  void pack_keys(int64_t n, int64_t end) {
+    const int count = static_cast<int>(end - n);
+    const T* k = row_of<T>(call_.k, sequence_.b, head_kv_, sequence_.first_k + n);
+    const T* v = row_of<T>(call_.v, sequence_.b, head_kv_, sequence_.first_k + n);
+    pack_transposed(Source<T>{k, call_.k.s, count, static_cast<int>(call_.head_dim)}, keys_, depth_);
+    const Source<T> values{v, call_.v.s, count, static_cast<int>(call_.head_dim_v)};
+    const int64_t depth = packed_keys_ / kPerWord<Word>;
+    poisoned_ = pack_panels(values, values_, depth);
+    if (poisoned_) clean_panels(values_, depth * round_up(width_, kPanel));
+    // Products run over whole steps of keys; those beyond the last have probability 0.
+    zero_below(values_, depth, width_, count, smaller(round_up(count, kStep<Word>), packed_keys_));
+  }
+
+  // The tiles of one block of queries with the packed keys n to end.
+  void visit(int64_t member, int64_t i, int64_t n, int64_t end) {
+    const int rows = static_cast<int>(smaller(kQueries, end_ - i));
+    const Range seen = keys_seen(call_, sequence_, i, i + rows - 1);
+    const int64_t high = smaller(end, seen.high);
+    for (int64_t at = larger(n, round_down(seen.low, kKeys)); at < high; at += kKeys) {
+      Tile tile{&call_, sequence_, head_kv_ * group_ + member, i, at, rows, static_cast<int>(smaller(kKeys, end - at)),
+                s_, nullptr, nullptr, 1.0F, is_plain(call_)};
+      if (tile.plain) tile.factor = call_.scale * kLog2E;
+      if (call_.values != nullptr || call_.slopes != nullptr) {
+        tile.distance = distance_;
+        fill_distances(tile);
+      }
+      step(tile, member * rows_ + i - begin_, at - n);
+    }
+  }
+
+  // One step of the running softmax; `state` is the tile's first row in the task's arrays, `packed` its first key.
+  void step(const Tile& tile, int64_t state, int64_t packed) {
+    Span spans[kQueries / kGroup];
+    groups_of<Word>(tile, depth_, spans);
+    const Left<Word> q{q_ + state * q_row_, q_row_, 1};
+    product(tile.rows, q, Right<Word>{keys_ + packed * depth_, depth_}, Sum{s_, kKeys}, spans, kKeys, nullptr);
+    for (int r = 0; r < tile.rows; ++r) best_[r] = best_of(tile, r, spans[r / kGroup]);
+    if (poisoned_) gather_poison<T>(tile, poison_, width_);
+    raise_tops(tile, state);
+    for (int r = 0; r < tile.rows; ++r) probabilities(tile, r, state, spans[r / kGroup]);
+    for (int r = 0, g = 0; r < tile.rows; r += kGroup, ++g) {
+      spans[g] = {0, width_, spans[g].column / kPerWord<Word>, spans[g].column_end / kPerWord<Word>};
+    }
+    const Left<Word> p{weights(), kKeys / kPerWord<Word>, 1};
+    const Right<Word> v{values_ + packed / kPerWord<Word> * kPanel, packed_keys_ / kPerWord<Word>};
+    const Sum acc{acc_ + state * width_, width_};
+    product(tile.rows, p, v, acc, spans, width_, shrink_);
+    if (poisoned_) add_poison(tile.rows, poison_, acc, width_);
+  }
+
+  Word* weights() {
+    if constexpr (kPerWord<Word> == 1) return s_;
+    if constexpr (kPerWord<Word> == 2) return p_;
+  }
+
+  // The largest score of a row of the tile.
+  float best_of(const Tile& tile, int r, const Span& group) {
+    const Columns columns = columns_of_row(tile, r, group);
+    finish_row(tile, r, columns);
+    const float* s = s_ + r * kKeys;
+    Vec best = broadcast(-kInfinity);
+    for (int c = columns.begin; c < columns.end; c += kLanes) best = max(load(s + c), best);
+    return largest(best) * tile.factor;
+  }
+
+  // The new tops, and what sums under the old ones are multiplied by.
+  void raise_tops(const Tile& tile, int64_t state) {
+    for (int r = 0; r < tile.rows; r += kLanes) {
+      const Vec old = load(top_ + state + r);
+      const Vec top = max(load(best_ + r), old);
+      store(top_ + state + r, top);
+      store(shrink_ + r, exp2<5>(old - base_of(top)));
+    }
+  }
+
+  // A row that has seen nothing yet has top -inf, and -inf - -inf would be NaN.
+  static UNDIVIDED_INLINE Vec base_of(Vec top) { return select(top == -kInfinity, zeros(), top); }
+
+  UNDIVIDED_INLINE void store_weights(int r, int c, const Vec* p) {
+    if constexpr (kPerWord<Word> == 1) {
+      store(s_ + r * kKeys + c, p[0]);
+    } else {
+#if defined(__AVX512BF16__)
+      store_words(p_ + (r * kKeys + c) / 2, (UintVec)_mm512_cvtne2ps_pbh((__m512)p[1], (__m512)p[0]));
+#endif
+    }
+  }
+
+  void probabilities(const Tile& tile, int r, int64_t state, const Span& group) {
+    constexpr int kWords = kPerWord<Word>;
+    const Vec base = base_of(broadcast(top_[state + r]));
+    const Vec factor = broadcast(tile.factor);
+    const int64_t head = sequence_.b * call_.nheads + tile.h;
+    const uint32_t row = call_.dropout ? dropout_row(call_.state, head, tile.i0 + r) : 0;
+    Vec total = load(total_ + (state + r) * kLanes) * shrink_[r];
+    for (int c = group.column; c < group.column_end; c += kStep<Word>) {
+      Vec p[kWords];
+      for (int w = 0; w < kWords; ++w) {
+        const int at = c + w * kLanes;
+        p[w] = exp2<kExp2Degree<Word>>(load(s_ + r * kKeys + at) * factor - base);
+        total = total + p[w];
+        if (call_.dropout) {
+          p[w] = select(kept(row, call_.threshold, tile.n0 + at), p[w] * call_.keep_scale, zeros());
+        }
+      }
+      store_weights(r, c, p);
+    }
+    store(total_ + (state + r) * kLanes, total);
+  }
+
+  // out = acc / total and lse of one head's rows.
+  void finish(int64_t member) {
+    const int64_t h = head_kv_ * group_ + member;
+    float* lse = job_.lse + sequence_.b * job_.lse_b + h * job_.lse_h + sequence_.first_q;
+    for (int64_t i = begin_; i < end_; ++i) {
+      const int64_t state = member * rows_ + i - begin_;
+      float total = sum(load(total_ + state * kLanes)), top = top_[state], shrink = 1.0F;
+      const bool empty = total == 0.0F;
+      if (call_.sinks != nullptr && !empty) {
+        const float sink = call_.sinks[h] * kLog2E;
+        const float higher = sink > top ? sink : top;
+        shrink = std::exp2(top - higher);
+        total = total * shrink + std::exp2(sink - higher);
+        top = higher;
+      }
+      lse[i] = empty ? -kInfinity : top * kLn2 + std::log(total);
+      const float weight = empty ? 0.0F : shrink / total;
+      T* out = row_of<T>(job_.out, sequence_.b, h, sequence_.first_q + i);
+      unpack_row(acc_ + state * width_, out, static_cast<int>(call_.head_dim_v), weight);
+    }
+  }
+
+  const AttentionForward& job_;
+  const AttentionCall& call_;
+  const Sequence sequence_;
+  const int64_t head_kv_, begin_, end_, group_;
+  const int depth_, q_row_, width_;  // words of a head_dim, a row of q_, a row of acc_
+  int64_t packed_keys_, rows_;
+  bool poisoned_ = false;
+  Word *keys_, *values_, *p_, *q_;
+  float *s_, *distance_, *poison_, *best_, *shrink_, *acc_, *total_, *top_;
+};
+
+// Rows past the last query: out 0, lse -inf.
+template <class T>
+void empty_rows(const AttentionForward& job, const Sequence& sequence, int64_t h, int64_t begin, int64_t end) {
+  float* lse = job.lse + sequence.b * job.lse_b + h * job.lse_h + sequence.first_q;
+  for (int64_t i = larger(begin, sequence.lenq); i < smaller(end, sequence.rows_q); ++i) {
+    lse[i] = -kInfinity;
+    T* out = row_of<T>(job.out, sequence.b, h, sequence.first_q + i);
+    std::memset(out, 0, job.call.head_dim_v * sizeof(T));
+  }
+}
+
+template <class T, class Word>
+void forward_typed(const AttentionForward& job) {
+  const AttentionCall& call = job.call;
+  const int64_t group = call.nheads / call.nheads_kv, heads = call.batch * call.nheads_kv;
+  // Four tasks a thread, if there is so much to do: they are not equally long.
+  int64_t rows = larger(round_down(kChunkRows / group, kQueries), kQueries);
+  while (rows > kQueries && heads * ((call.seqlen_q + rows - 1) / rows) < 4 * call.threads) rows -= kQueries;
+  const int64_t chunks = (call.seqlen_q + rows - 1) / rows;
+  parallel_for(chunks * heads, call.threads, [&](int64_t task) {
+    // The last queries first: under a diagonal they see the most keys.
+    const int64_t chunk = chunks - 1 - task / heads, b = task % heads / call.nheads_kv, h = task % call.nheads_kv;
+    const Sequence sequence = sequence_of(call, b);
+    const int64_t begin = chunk * rows, end = begin + rows;
+    ForwardTask<T, Word> work(job, sequence, h, begin, end);
+    arrange(work);
+    work.run();
+    for (int64_t member = 0; member < group; ++member) empty_rows<T>(job, sequence, h * group + member, begin, end);
+  });
+}
+
+}  // namespace undivided::UNDIVIDED_VARIANT
