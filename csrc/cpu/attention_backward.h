@@ -16,6 +16,15 @@
 
 namespace undivided::UNDIVIDED_VARIANT {
 
+#ifndef BQ
+#define BQ 96
+#define BN 128
+#endif
+constexpr int kQueries = BQ;  // rows of a tile: whole groups of kGroup
+constexpr int kKeys = BN;    // columns of a tile: whole panels
+static_assert(kQueries % kGroup == 0 && kKeys % kPanel == 0);
+constexpr int kDiagonals = kQueries + kKeys + kLanes;
+
 template <class T, class Word>
 class BackwardTask {
  public:
@@ -45,8 +54,8 @@ class BackwardTask {
     arena.take(p_words_, kWords == 1 ? 0 : tile / kWords);
     arena.take(ds_words_, kWords == 1 ? 0 : tile / kWords);
     arena.take(ds_rows_, kWords == 1 ? 0 : tile / kWords);
-    arena.take(distance_, kQueries + kKeys);
-    arena.take(bias_.diagonals, kWords * (kQueries + kKeys));
+    arena.take(distance_, kDiagonals);
+    arena.take(bias_.diagonals, kWords * kDiagonals);
     arena.take(dq_scratch_, job_.dq_parts == nullptr ? group_ * call_.seqlen_q * dq_row_ : 0);
   }
 
@@ -92,17 +101,22 @@ class BackwardTask {
     constexpr int64_t kDepth = kKeys / kPerWord<Word>;
     // A NaN that a query sees is in the gradient of its score already.
     if (pack_panels(k, key_panels_, kDepth)) clean_panels(key_panels_, kDepth * round_up(width_, kPanel));
-    zero_below(key_panels_, kDepth, width_, keys, round_up(keys, kStep<Word>));
-    std::memset(dk_, 0, kKeys * width_ * sizeof(float));
-    std::memset(dv_, 0, kKeys * width_v_ * sizeof(float));
+    zero_below(key_panels_, kDepth, width_, keys, round_up(keys, kLanes));
     const Range seen = queries_seeing(call_, sequence_, n, n + keys - 1);
+    if (seen.low >= seen.high) {  // otherwise the first tile starts the sums
+      std::memset(dk_, 0, kKeys * width_ * sizeof(float));
+      std::memset(dv_, 0, kKeys * width_v_ * sizeof(float));
+    }
+    bool first = true;
     for (int64_t member = 0; member < group_; ++member) {
       for (int64_t i = round_down(seen.low, kQueries); i < seen.high; i += kQueries) {
         const int rows = static_cast<int>(smaller(kQueries, sequence_.lenq - i));
         Tile tile{&call_, sequence_, head_kv_ * group_ + member, i, n, rows, keys,
-                  s_, nullptr, call_.softcap != 0.0F ? slope_ : nullptr, 1.0F, is_plain(call_)};
+                  s_, kKeys, nullptr, call_.softcap != 0.0F ? slope_ : nullptr, 1.0F, is_plain(call_), false};
+        tile.whole = is_whole(tile);
         if (tile.plain) tile.factor = call_.scale * kLog2E;
-        step(tile, query_sums(member) + i * dq_row_);
+        step(tile, query_sums(member) + i * dq_row_, first);
+        first = false;
       }
     }
     for (int j = 0; j < keys; ++j) {
@@ -113,29 +127,29 @@ class BackwardTask {
     }
   }
 
-  void step(Tile& tile, float* dq) {
+  void step(Tile& tile, float* dq, bool first) {
     if (call_.values != nullptr || call_.slopes != nullptr) {
       tile.distance = distance_;
       fill_distances(tile);
     }
-    const int64_t first = sequence_.first_q + tile.i0;
-    const Source<T> q = source(call_.q, tile.h, first, tile.rows, call_.head_dim);
-    const Source<T> dout = source(job_.dout, tile.h, first, tile.rows, call_.head_dim_v);
+    const int64_t row = sequence_.first_q + tile.i0;
+    const Source<T> q = source(call_.q, tile.h, row, tile.rows, call_.head_dim);
+    const Source<T> dout = source(job_.dout, tile.h, row, tile.rows, call_.head_dim_v);
     constexpr int64_t kDepth = kQueries / kPerWord<Word>;
     pack_rows(q, q_, q_row_);
     pack_rows(dout, dout_, dout_row_);
     pack_panels(q, q_panels_, kDepth);
     pack_panels(dout, dout_panels_, kDepth);
     Span groups[kQueries / kGroup], groups_v[kQueries / kGroup];
-    groups_of<Word>(tile, depth_, groups);
-    groups_of<Word>(tile, depth_v_, groups_v);
+    groups_of(tile, depth_, groups);
+    groups_of(tile, depth_v_, groups_v);
     product(tile.rows, Left<Word>{q_, q_row_, 1}, Right<Word>{keys_, depth_}, Sum{s_, kKeys}, groups, kKeys, nullptr);
     product(tile.rows, Left<Word>{dout_, dout_row_, 1}, Right<Word>{values_, depth_v_}, Sum{dp_, kKeys}, groups_v,
             kKeys, nullptr);
     bias_.start(job_, tile, chunk_);
     for (int r = 0; r < tile.rows; r += kPerWord<Word>) differentiate(tile, r, groups[r / kGroup]);
     bias_.finish(job_, tile, chunk_);
-    sum_over_queries(tile);
+    sum_over_queries(tile, first ? nullptr : kNoShrink);
     for (int r = 0, g = 0; r < tile.rows; r += kGroup, ++g) {
       groups[g] = {0, width_, groups[g].column / kPerWord<Word>, groups[g].column_end / kPerWord<Word>};
     }
@@ -145,7 +159,7 @@ class BackwardTask {
   }
 
   // dv += p^T dout, dk += ds^T q: each group of keys over the queries that see it.
-  void sum_over_queries(const Tile& tile) {
+  void sum_over_queries(const Tile& tile, const float* start) {
     constexpr int kWords = kPerWord<Word>;
     Span groups[(kKeys + kGroup - 1) / kGroup];
     for (int j = 0, g = 0; j < tile.keys; j += kGroup, ++g) {
@@ -159,10 +173,10 @@ class BackwardTask {
     }
     const int64_t depth = kQueries / kWords;
     product(tile.keys, Left<Word>{p_by_query(), 1, kKeys}, Right<Word>{dout_panels_, depth}, Sum{dv_, width_v_}, groups,
-            width_v_, kNoShrink);
+            width_v_, start);
     for (Span& span : groups) span.column_end = width_;
     product(tile.keys, Left<Word>{ds_by_query(), 1, kKeys}, Right<Word>{q_panels_, depth}, Sum{dk_, width_}, groups,
-            width_, kNoShrink);
+            width_, start);
   }
 
   // p and ds of the rows r (and r + 1, if a word holds two) of a tile, as the words of the three products.
@@ -170,17 +184,14 @@ class BackwardTask {
     constexpr int kRows = kPerWord<Word>;
     Statistics rows[kRows];
     for (int w = 0; w < kRows; ++w) rows[w] = statistics(tile, r + w, group);
-    const Vec nothing[kRows][kRows] = {};
-    // A group of keys may reach into the step beside those that this group of queries works on.
-    if (group.column > 0) store_words_of(r, group.column - kStep<Word>, nothing, nothing);
-    for (int c = group.column; c < group.column_end; c += kStep<Word>) {
-      Vec p[kRows][kRows], ds[kRows][kRows];  // [row][vector of columns]
-      for (int w = 0; w < kRows; ++w) {
-        for (int x = 0; x < kRows; ++x) {
-          p[w][x] = ds[w][x] = zeros();
-          if (r + w < tile.rows) element(tile, r + w, c + x * kLanes, rows[w], &p[w][x], &ds[w][x]);
-        }
-      }
+    const Vec nothing[kRows] = {};
+    // A group of keys may reach into the vector beside those that this group of queries works on.
+    if (group.column > 0) store_words_of(r, group.column - kLanes, nothing, nothing);
+    for (int c = group.column; c < group.column_end; c += kLanes) {
+      Vec p[kRows] = {}, ds[kRows] = {};
+      unrolled<kRows>([&](auto w) {
+        if (r + w.value < tile.rows) element(tile, r + w.value, c, rows[w.value], &p[w.value], &ds[w.value]);
+      });
       store_words_of(r, c, p, ds);
     }
     if (group.column_end < kKeys) store_words_of(r, group.column_end, nothing, nothing);
@@ -194,12 +205,15 @@ class BackwardTask {
 
   Statistics statistics(const Tile& tile, int r, const Span& group) {
     if (r >= tile.rows) return {zeros(), zeros(), 0, false};
-    const Columns columns = columns_of_row(tile, r, group);
-    finish_row(tile, r, columns);
+    bool hidden = call_.mask.data != nullptr;
+    if (!tile.plain || !tile.whole) {
+      const Columns columns = columns_of_row(tile, r, group);
+      finish_row(tile, r, columns);
+      hidden = hidden || columns.low > columns.begin || columns.high < columns.end;
+    }
     const int64_t i = tile.i0 + r;
     const int64_t at = sequence_.b * job_.lse_b + tile.h * job_.lse_h + sequence_.first_q + i;
     const uint32_t word = call_.dropout ? dropout_row(call_.state, sequence_.b * call_.nheads + tile.h, i) : 0;
-    const bool hidden = call_.mask.data != nullptr || columns.low > columns.begin || columns.high < columns.end;
     return {broadcast(job_.lse2[at]), broadcast(job_.delta[at]), word, hidden};
   }
 
@@ -227,21 +241,15 @@ class BackwardTask {
   }
 
   static constexpr int kRowsPerWord = kPerWord<Word>;
-  UNDIVIDED_INLINE void store_words_of(int r, int c, const Vec (*p)[kRowsPerWord], const Vec (*ds)[kRowsPerWord]) {
+  // One vector of columns of the rows that share words.
+  UNDIVIDED_INLINE void store_words_of(int r, int c, const Vec* p, const Vec* ds) {
     if constexpr (kRowsPerWord == 1) {
-      store(s_ + r * kKeys + c, p[0][0]);
-      store(dp_ + r * kKeys + c, ds[0][0]);
+      store(s_ + r * kKeys + c, p[0]);
+      store(dp_ + r * kKeys + c, ds[0]);
     } else {
-#if defined(__AVX512BF16__)
-      for (int x = 0; x < 2; ++x) {
-        store_words(p_words_ + r / 2 * kKeys + c + x * kLanes, words_of(Block{p[0][x], p[1][x]}));
-        store_words(ds_words_ + r / 2 * kKeys + c + x * kLanes, words_of(Block{ds[0][x], ds[1][x]}));
-      }
-      for (int w = 0; w < 2; ++w) {
-        const UintVec row = (UintVec)_mm512_cvtne2ps_pbh((__m512)ds[w][1], (__m512)ds[w][0]);
-        store_words(ds_rows_ + ((r + w) * kKeys + c) / 2, row);
-      }
-#endif
+      store_words(p_words_ + r / 2 * kKeys + c, words_of(Block{p[0], p[1]}));
+      store_words(ds_words_ + r / 2 * kKeys + c, words_of(Block{ds[0], ds[1]}));
+      for (int w = 0; w < 2; ++w) store(reinterpret_cast<bfloat16*>(ds_rows_) + (r + w) * kKeys + c, ds[w]);
     }
   }
 
@@ -266,7 +274,7 @@ class BackwardTask {
   const int64_t dq_row_;
   Sequence sequence_{};
   int64_t head_kv_ = 0;
-  BiasGradient<kPerWord<Word>> bias_;
+  BiasGradient<kPerWord<Word>, kDiagonals> bias_;
   Word *keys_, *values_, *key_panels_, *q_, *dout_, *q_panels_, *dout_panels_, *p_words_, *ds_words_, *ds_rows_;
   float *dk_, *dv_, *s_, *dp_, *slope_, *distance_, *dq_scratch_;
 };

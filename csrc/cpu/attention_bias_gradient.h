@@ -7,11 +7,10 @@
 namespace undivided::UNDIVIDED_VARIANT {
 
 // kRows rows are differentiated at a time; each has diagonals of its own, so that none waits for another's stores.
-template <int kRows>
+// kWidth is at least the number of rows and columns of a tile together, and kLanes.
+template <int kRows, int kWidth>
 struct BiasGradient {
-  static constexpr int kWidth = kQueries + kKeys;
-
-  float* diagonals = nullptr;  // (kRows, kWidth): sums by column minus row
+  float* diagonals = nullptr;  // (kRows, kWidth): sums by column minus row, the least first
   bool by_distance = false;
   float* dense = nullptr;  // element (0, 0) of the tile
   int64_t dense_m = 0, dense_n = 0;
@@ -29,7 +28,7 @@ struct BiasGradient {
 
   UNDIVIDED_INLINE void add(const Tile& tile, int r, int c, Vec gradient) {
     if (by_distance) {
-      float* at = diagonals + r % kRows * kWidth + c - r + kQueries - 1;
+      float* at = diagonals + r % kRows * kWidth + c - r + tile.rows - 1;
       store(at, load(at) + gradient);
     }
     if (dense == nullptr) return;
@@ -53,7 +52,7 @@ struct BiasGradient {
     const AttentionCall& call = *tile.call;
     const int64_t part = (chunk * call.batch + tile.sequence.b) * call.nheads + tile.h;
     float* sums = job.distance_sums + part * (2 * call.span + 1) + call.span;
-    const int64_t first = tile.n0 - tile.i0 - tile.sequence.at - (kQueries - 1);
+    const int64_t first = tile.n0 - tile.i0 - tile.sequence.at - (tile.rows - 1);
     for (int x = 0; x < kWidth; ++x) {
       float total = diagonals[x];
       for (int row = 1; row < kRows; ++row) total += diagonals[row * kWidth + x];

@@ -14,6 +14,8 @@ struct Range {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+// Rounded up; 0 for 0 / 0.
+inline int64_t quotient(int64_t a, int64_t b) { return a == 0 ? 0 : (a + b - 1) / b; }
 inline int64_t round_down(int64_t value, int64_t unit) { return value / unit * unit; }
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 

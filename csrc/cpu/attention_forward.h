@@ -13,8 +13,16 @@
 
 namespace undivided::UNDIVIDED_VARIANT {
 
+#ifndef KQ
+#define KQ 48
+#define KN 256
+#endif
+constexpr int kQueries = KQ;  // rows of a tile: whole groups of kGroup
+constexpr int kKeys = KN;    // columns of a tile: whole panels
+static_assert(kQueries % kGroup == 0 && kKeys % kPanel == 0);
 constexpr int64_t kPackedBytes = 256 << 10;  // packed keys and values at a time: they stay in the second-level cache
-constexpr int64_t kChunkRows = 480;          // queries of a task, all heads together
+constexpr float kMostWeight = 0x1p40F;       // of a probability under a top that is too low
+constexpr int64_t kSumBytes = 256 << 10;     // unfinished outputs of a task, likewise
 
 template <class T, class Word>
 class ForwardTask {
@@ -34,10 +42,9 @@ class ForwardTask {
     arena.take(keys_, packed_keys_ * depth_);
     arena.take(values_, packed_keys_ / kPerWord<Word> * round_up(width_, kPanel));
     arena.take(s_, kQueries * kKeys);
-    arena.take(p_, kPerWord<Word> == 1 ? 0 : kQueries * kKeys / kPerWord<Word>);
-    arena.take(distance_, kQueries + kKeys);
+    arena.take(p_, kQueries * kKeys / kPerWord<Word>);
+    arena.take(distance_, kQueries + kKeys + kLanes);
     arena.take(poison_, kQueries * width_);
-    arena.take(best_, kQueries);
     arena.take(shrink_, kQueries);
     arena.take(q_, group_ * rows_ * q_row_);
     arena.take(acc_, group_ * rows_ * width_);
@@ -61,7 +68,6 @@ class ForwardTask {
 
  private:
   void start() {
-    std::memset(acc_, 0, group_ * rows_ * width_ * sizeof(float));
     std::memset(total_, 0, group_ * rows_ * kLanes * sizeof(float));
     for (int64_t r = 0; r < group_ * rows_; ++r) top_[r] = -kInfinity;
     for (int64_t member = 0; member < group_; ++member) {
@@ -81,7 +87,7 @@ class ForwardTask {
     poisoned_ = pack_panels(values, values_, depth);
     if (poisoned_) clean_panels(values_, depth * round_up(width_, kPanel));
     // Products run over whole steps of keys; those beyond the last have probability 0.
-    zero_below(values_, depth, width_, count, smaller(round_up(count, kStep<Word>), packed_keys_));
+    zero_below(values_, depth, width_, count, smaller(round_up(count, kLanes), packed_keys_));
   }
 
   // The tiles of one block of queries with the packed keys n to end.
@@ -89,96 +95,95 @@ class ForwardTask {
     const int rows = static_cast<int>(smaller(kQueries, end_ - i));
     const Range seen = keys_seen(call_, sequence_, i, i + rows - 1);
     const int64_t high = smaller(end, seen.high);
-    for (int64_t at = larger(n, round_down(seen.low, kKeys)); at < high; at += kKeys) {
+    const int64_t first = round_down(seen.low, kKeys);
+    for (int64_t at = larger(n, first); at < high; at += kKeys) {
       Tile tile{&call_, sequence_, head_kv_ * group_ + member, i, at, rows, static_cast<int>(smaller(kKeys, end - at)),
-                s_, nullptr, nullptr, 1.0F, is_plain(call_)};
+                s_, kKeys, nullptr, nullptr, 1.0F, is_plain(call_), false};
+      tile.whole = is_whole(tile);
       if (tile.plain) tile.factor = call_.scale * kLog2E;
       if (call_.values != nullptr || call_.slopes != nullptr) {
         tile.distance = distance_;
         fill_distances(tile);
       }
-      step(tile, member * rows_ + i - begin_, at - n);
+      step(tile, member * rows_ + i - begin_, at - n, at == first);
     }
   }
 
-  // One step of the running softmax; `state` is the tile's first row in the task's arrays, `packed` its first key.
-  void step(const Tile& tile, int64_t state, int64_t packed) {
+  // One step of the running softmax; `state` is the tile's first row in the task's arrays, `packed` its first key,
+  // `first` whether it starts the sums.
+  void step(const Tile& tile, int64_t state, int64_t packed, bool first) {
     Span spans[kQueries / kGroup];
-    groups_of<Word>(tile, depth_, spans);
+    groups_of(tile, depth_, spans);
     const Left<Word> q{q_ + state * q_row_, q_row_, 1};
     product(tile.rows, q, Right<Word>{keys_ + packed * depth_, depth_}, Sum{s_, kKeys}, spans, kKeys, nullptr);
-    for (int r = 0; r < tile.rows; ++r) best_[r] = best_of(tile, r, spans[r / kGroup]);
+    for (int r = 0; r < tile.rows; ++r) {
+      if (!tile.plain || !tile.whole) finish_row(tile, r, columns_of_row(tile, r, spans[r / kGroup]));
+    }
     if (poisoned_) gather_poison<T>(tile, poison_, width_);
-    raise_tops(tile, state);
-    for (int r = 0; r < tile.rows; ++r) probabilities(tile, r, state, spans[r / kGroup]);
+    for (int r = 0; r < tile.rows; ++r) softmax_row(tile, r, state + r, spans[r / kGroup]);
     for (int r = 0, g = 0; r < tile.rows; r += kGroup, ++g) {
       spans[g] = {0, width_, spans[g].column / kPerWord<Word>, spans[g].column_end / kPerWord<Word>};
     }
-    const Left<Word> p{weights(), kKeys / kPerWord<Word>, 1};
+    const Left<Word> p{p_, kKeys / kPerWord<Word>, 1};
     const Right<Word> v{values_ + packed / kPerWord<Word> * kPanel, packed_keys_ / kPerWord<Word>};
     const Sum acc{acc_ + state * width_, width_};
-    product(tile.rows, p, v, acc, spans, width_, shrink_);
+    product(tile.rows, p, v, acc, spans, width_, first ? nullptr : shrink_);
     if (poisoned_) add_poison(tile.rows, poison_, acc, width_);
   }
 
-  Word* weights() {
-    if constexpr (kPerWord<Word> == 1) return s_;
-    if constexpr (kPerWord<Word> == 2) return p_;
+  // The probabilities of a row, under a top that need not be the largest score: floating point loses nothing as long
+  // as the two are not too far apart. So the top is found in the first block that the row sees, and again only when a
+  // weight exceeds kMostWeight (or is NaN); blocks that come after the first need no pass to look for it.
+  void softmax_row(const Tile& tile, int r, int64_t state, const Span& columns) {
+    float top = top_[state], shrink = 1.0F;
+    if (top == -kInfinity) top = largest_score(tile, r, columns);
+    Vec added = weigh(tile, r, columns, top);
+    if (__builtin_expect(any(added > kMostWeight) || any(added != added), 0)) {
+      const float old = top, best = largest_score(tile, r, columns);
+      top = best > old ? best : old;
+      shrink = std::exp2(old - top);
+      added = weigh(tile, r, columns, top);
+    }
+    float* total = total_ + state * kLanes;
+    store(total, load(total) * shrink + added);
+    shrink_[r] = shrink;
+    top_[state] = top;
   }
 
-  // The largest score of a row of the tile.
-  float best_of(const Tile& tile, int r, const Span& group) {
-    const Columns columns = columns_of_row(tile, r, group);
-    finish_row(tile, r, columns);
+  float largest_score(const Tile& tile, int r, const Span& columns) const {
     const float* s = s_ + r * kKeys;
     Vec best = broadcast(-kInfinity);
-    for (int c = columns.begin; c < columns.end; c += kLanes) best = max(load(s + c), best);
+    for (int c = columns.column; c < columns.column_end; c += kLanes) best = max(load(s + c), best);
     return largest(best) * tile.factor;
   }
 
-  // The new tops, and what sums under the old ones are multiplied by.
-  void raise_tops(const Tile& tile, int64_t state) {
-    for (int r = 0; r < tile.rows; r += kLanes) {
-      const Vec old = load(top_ + state + r);
-      const Vec top = max(load(best_ + r), old);
-      store(top_ + state + r, top);
-      store(shrink_ + r, exp2<5>(old - base_of(top)));
+  // p = 2^(s - top); returns the sum, before dropout.
+  UNDIVIDED_INLINE Vec weigh(const Tile& tile, int r, const Span& columns, float top) {
+    // A row that has seen nothing yet has top -inf, and -inf - -inf would be NaN.
+    const Vec base = broadcast(top == -kInfinity ? 0.0F : top), factor = broadcast(tile.factor);
+    if (call_.dropout) {
+      const int64_t head = sequence_.b * call_.nheads + tile.h;
+      return weigh_columns<true>(tile, r, columns, base, factor, dropout_row(call_.state, head, tile.i0 + r));
     }
+    return weigh_columns<false>(tile, r, columns, base, factor, 0);
   }
 
-  // A row that has seen nothing yet has top -inf, and -inf - -inf would be NaN.
-  static UNDIVIDED_INLINE Vec base_of(Vec top) { return select(top == -kInfinity, zeros(), top); }
-
-  UNDIVIDED_INLINE void store_weights(int r, int c, const Vec* p) {
-    if constexpr (kPerWord<Word> == 1) {
-      store(s_ + r * kKeys + c, p[0]);
-    } else {
-#if defined(__AVX512BF16__)
-      store_words(p_ + (r * kKeys + c) / 2, (UintVec)_mm512_cvtne2ps_pbh((__m512)p[1], (__m512)p[0]));
-#endif
+  template <bool kDropout>
+  UNDIVIDED_INLINE Vec weigh_columns(const Tile& tile, int r, const Span& columns, Vec base, Vec factor, uint32_t row) {
+    Vec total[2] = {};
+    auto weight = [&](int c, int which) UNDIVIDED_INLINE_LAMBDA {
+      const Vec p = exp2<kExp2Degree<Word>>(load(s_ + r * kKeys + c) * factor - base);
+      total[which] += p;
+      if (!kDropout) return p;
+      return select(kept(row, call_.threshold, tile.n0 + c), p * call_.keep_scale, zeros());
+    };
+    int c = columns.column;
+    for (; c + 2 * kLanes <= columns.column_end; c += 2 * kLanes) {
+      const Vec low = weight(c, 0), high = weight(c + kLanes, 1);
+      store_as_words(p_ + (r * kKeys + c) / kPerWord<Word>, low, high);
     }
-  }
-
-  void probabilities(const Tile& tile, int r, int64_t state, const Span& group) {
-    constexpr int kWords = kPerWord<Word>;
-    const Vec base = base_of(broadcast(top_[state + r]));
-    const Vec factor = broadcast(tile.factor);
-    const int64_t head = sequence_.b * call_.nheads + tile.h;
-    const uint32_t row = call_.dropout ? dropout_row(call_.state, head, tile.i0 + r) : 0;
-    Vec total = load(total_ + (state + r) * kLanes) * shrink_[r];
-    for (int c = group.column; c < group.column_end; c += kStep<Word>) {
-      Vec p[kWords];
-      for (int w = 0; w < kWords; ++w) {
-        const int at = c + w * kLanes;
-        p[w] = exp2<kExp2Degree<Word>>(load(s_ + r * kKeys + at) * factor - base);
-        total = total + p[w];
-        if (call_.dropout) {
-          p[w] = select(kept(row, call_.threshold, tile.n0 + at), p[w] * call_.keep_scale, zeros());
-        }
-      }
-      store_weights(r, c, p);
-    }
-    store(total_ + (state + r) * kLanes, total);
+    if (c < columns.column_end) store_as_words(p_ + (r * kKeys + c) / kPerWord<Word>, weight(c, 0));
+    return total[0] + total[1];
   }
 
   // out = acc / total and lse of one head's rows.
@@ -197,9 +202,12 @@ class ForwardTask {
         top = higher;
       }
       lse[i] = empty ? -kInfinity : top * kLn2 + std::log(total);
-      const float weight = empty ? 0.0F : shrink / total;
       T* out = row_of<T>(job_.out, sequence_.b, h, sequence_.first_q + i);
-      unpack_row(acc_ + state * width_, out, static_cast<int>(call_.head_dim_v), weight);
+      if (empty) {  // perhaps nothing was ever summed
+        std::memset(out, 0, call_.head_dim_v * sizeof(T));
+      } else {
+        unpack_row(acc_ + state * width_, out, static_cast<int>(call_.head_dim_v), shrink / total);
+      }
     }
   }
 
@@ -211,7 +219,7 @@ class ForwardTask {
   int64_t packed_keys_, rows_;
   bool poisoned_ = false;
   Word *keys_, *values_, *p_, *q_;
-  float *s_, *distance_, *poison_, *best_, *shrink_, *acc_, *total_, *top_;
+  float *s_, *distance_, *poison_, *shrink_, *acc_, *total_, *top_;
 };
 
 // Rows past the last query: out 0, lse -inf.
@@ -230,9 +238,10 @@ void forward_typed(const AttentionForward& job) {
   const AttentionCall& call = job.call;
   const int64_t group = call.nheads / call.nheads_kv, heads = call.batch * call.nheads_kv;
   // Four tasks a thread, if there is so much to do: they are not equally long.
-  int64_t rows = larger(round_down(kChunkRows / group, kQueries), kQueries);
-  while (rows > kQueries && heads * ((call.seqlen_q + rows - 1) / rows) < 4 * call.threads) rows -= kQueries;
-  const int64_t chunks = (call.seqlen_q + rows - 1) / rows;
+  const int64_t most = larger(kSumBytes / static_cast<int64_t>(sizeof(float)) / (group * call.head_dim_v), kQueries);
+  const int64_t wanted = larger(quotient(call.seqlen_q, most), call.threads == 1 ? 1 : quotient(4 * call.threads, heads));
+  const int64_t rows = round_up(quotient(larger(call.seqlen_q, 1), larger(wanted, 1)), kQueries);
+  const int64_t chunks = quotient(call.seqlen_q, rows);
   parallel_for(chunks * heads, call.threads, [&](int64_t task) {
     // The last queries first: under a diagonal they see the most keys.
     const int64_t chunk = chunks - 1 - task / heads, b = task % heads / call.nheads_kv, h = task % call.nheads_kv;

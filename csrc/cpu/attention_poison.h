@@ -18,7 +18,7 @@ UNDIVIDED_INLINE bool is_finite(float x) { return x - x == 0.0F; }
 inline bool weighs(const Tile& tile, int r, int c) {
   const AttentionCall& call = *tile.call;
   const Range keys = keys_seen(call, tile.sequence, tile.i0 + r, tile.i0 + r);
-  if (tile.n0 + c < keys.low || tile.n0 + c >= keys.high || tile.s[r * kKeys + c] == -kInfinity) return false;
+  if (tile.n0 + c < keys.low || tile.n0 + c >= keys.high || tile.s[r * tile.row + c] == -kInfinity) return false;
   if (!call.dropout) return true;
   const uint32_t row = dropout_row(call.state, tile.sequence.b * call.nheads + tile.h, tile.i0 + r);
   return kept(row, call.threshold, tile.n0 + c)[0] != 0;

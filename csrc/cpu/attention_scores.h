@@ -3,17 +3,9 @@
 
 #include "attention_blocks.h"
 #include "matmul_tile.h"
-#include "softmax.h"
+#include "exp2.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
-
-constexpr int kQueries = 96;  // rows of a tile: whole groups of kGroup
-constexpr int kKeys = 128;    // columns of a tile: whole panels
-static_assert(kQueries % kGroup == 0 && kKeys % kPanel == 0);
-
-// Columns are dealt with in steps of whole vectors of words.
-template <class Word>
-constexpr int kStep = kLanes * kPerWord<Word>;
 
 // Degree of the polynomial of exp2: what the rounding of the probabilities leaves visible.
 template <class Word>
@@ -23,16 +15,18 @@ struct Tile {
   const AttentionCall* call;
   Sequence sequence;
   int64_t h;           // query head
-  int64_t i0, n0;      // the first query and key; n0 is a multiple of kKeys
-  int rows, keys;      // at most kQueries, kKeys
-  float* s;            // (kQueries, kKeys)
-  float* distance;     // (kQueries + kKeys,): bias by key minus query, or null
-  float* slope;        // (kQueries, kKeys): derivative of the softcap, where the backward needs it, or null
+  int64_t i0, n0;      // the first query and key
+  int rows, keys;
+  float* s;            // (rows, keys)
+  int row;             // stride of s and slope
+  float* distance;     // (rows + keys + kLanes,): bias by key minus query, or null
+  float* slope;        // (rows, keys): derivative of the softcap, where the backward needs it, or null
   float factor;        // what s is multiplied by when it is used
   bool plain;          // s is q k^T as it is
+  bool whole;          // every row sees every column, in whole vectors
 };
 
-// The columns [low, high) that a row sees, within the whole steps [begin, end).
+// The columns [low, high) that a row sees, within the whole vectors [begin, end).
 struct Columns {
   int low, high, begin, end;
 };
@@ -42,19 +36,19 @@ inline bool is_plain(const AttentionCall& call) {
          call.mask.data == nullptr && call.scale >= 0.0F;
 }
 
-// The bias that depends on the distance alone: element c - r + kQueries - 1 belongs to row r and column c.
+// The bias that depends on the distance alone: element c - r + rows - 1 belongs to row r and column c.
 inline void fill_distances(const Tile& tile) {
   const AttentionCall& call = *tile.call;
-  const int64_t first = tile.n0 - tile.i0 - tile.sequence.at - (kQueries - 1);
+  const int64_t first = tile.n0 - tile.i0 - tile.sequence.at - (tile.rows - 1);
   if (call.values != nullptr) {
     const float* values = call.values + tile.h * (2 * call.span + 1) + call.span;
-    for (int x = 0; x < kQueries + kKeys; ++x) {
+    for (int x = 0; x < tile.rows + tile.keys + kLanes; ++x) {
       const int64_t d = first + x;
       tile.distance[x] = values[d < -call.span ? -call.span : d > call.span ? call.span : d] * kLog2E;
     }
   } else {
     const float slope = -call.slopes[tile.sequence.b * call.slopes_b + tile.h * call.slopes_h] * kLog2E;
-    for (int x = 0; x < kQueries + kKeys; ++x) {
+    for (int x = 0; x < tile.rows + tile.keys + kLanes; ++x) {
       const int64_t d = first + x;
       tile.distance[x] = slope * static_cast<float>(d < 0 ? -d : d);
     }
@@ -89,8 +83,8 @@ UNDIVIDED_INLINE IntVec mask_at(const Tile& tile, const Plane& mask, int r, int 
 // Whatever is more than a scale: applied to the columns of row r, so that `factor` is 1 afterwards.
 inline void adjust_row(const Tile& tile, int r, const Columns& columns) {
   const AttentionCall& call = *tile.call;
-  float* s = tile.s + r * kKeys;
-  const float* distance = tile.distance == nullptr ? nullptr : tile.distance + (kQueries - 1 - r);
+  float* s = tile.s + r * tile.row;
+  const float* distance = tile.distance == nullptr ? nullptr : tile.distance + (tile.rows - 1 - r);
   const float scale2 = call.scale * kLog2E;
   const bool cap = call.softcap != 0.0F, bias = call.bias.data != nullptr, mask = call.mask.data != nullptr;
   const float inner = cap ? 2.0F * scale2 / call.softcap : 0.0F;
@@ -99,7 +93,7 @@ inline void adjust_row(const Tile& tile, int r, const Columns& columns) {
     if (cap) {
       Vec slope;
       x = capped(x * inner, call.softcap * kLog2E, &slope);
-      if (tile.slope != nullptr) store(tile.slope + r * kKeys + c, slope);
+      if (tile.slope != nullptr) store(tile.slope + r * tile.row + c, slope);
     } else {
       x = x * scale2;
     }
@@ -110,7 +104,13 @@ inline void adjust_row(const Tile& tile, int r, const Columns& columns) {
   }
 }
 
-// The columns that row r sees, in the steps that its group of rows works on.
+inline bool is_whole(const Tile& tile) {
+  const Range first = keys_seen(*tile.call, tile.sequence, tile.i0, tile.i0);
+  const Range last = keys_seen(*tile.call, tile.sequence, tile.i0 + tile.rows - 1, tile.i0 + tile.rows - 1);
+  return last.low <= tile.n0 && first.high >= tile.n0 + tile.keys && tile.keys % kLanes == 0;
+}
+
+// The columns that row r sees, in the vectors that its group of rows works on.
 inline Columns columns_of_row(const Tile& tile, int r, const Span& group) {
   const Range keys = keys_seen(*tile.call, tile.sequence, tile.i0 + r, tile.i0 + r);
   const int64_t low = smaller(larger(keys.low - tile.n0, group.column), group.column_end);
@@ -118,8 +118,7 @@ inline Columns columns_of_row(const Tile& tile, int r, const Span& group) {
   return {static_cast<int>(low), static_cast<int>(high), group.column, group.column_end};
 }
 
-// The steps that each group of kGroup rows of the tile works on; a product of the scores goes over `depth` words.
-template <class Word>
+// The vectors of columns that each group of kGroup rows of the tile works on; a product of the scores goes over `depth` words.
 inline void groups_of(const Tile& tile, int depth, Span* groups) {
   for (int r = 0, g = 0; r < tile.rows; r += kGroup, ++g) {
     const int last = r + kGroup < tile.rows ? r + kGroup - 1 : tile.rows - 1;
@@ -127,14 +126,14 @@ inline void groups_of(const Tile& tile, int depth, Span* groups) {
     const int64_t low = larger(keys.low - tile.n0, 0), high = smaller(keys.high - tile.n0, tile.keys);
     groups[g] = {0, 0, 0, depth};
     if (low >= high) continue;
-    groups[g].column = static_cast<int>(round_down(low, kStep<Word>));
-    groups[g].column_end = static_cast<int>(round_up(high, kStep<Word>));
+    groups[g].column = static_cast<int>(round_down(low, kLanes));
+    groups[g].column_end = static_cast<int>(round_up(high, kLanes));
   }
 }
 
-// -inf in the columns that belong to the row's whole steps but are not seen.
+// -inf in the columns that belong to the row's whole vectors but are not seen.
 inline void hide_edges(const Tile& tile, int r, const Columns& columns) {
-  float* s = tile.s + r * kKeys;
+  float* s = tile.s + r * tile.row;
   IntVec lane;
   for (int x = 0; x < kLanes; ++x) lane[x] = x;
   auto hide = [&](int c) {

@@ -5,7 +5,7 @@
 
 #include "attention_memory.h"
 #include "pack.h"
-#include "softmax.h"
+#include "exp2.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 

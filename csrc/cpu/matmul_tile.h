@@ -50,6 +50,20 @@ UNDIVIDED_INLINE Vec multiply_add(Pair a, Vec b, Vec sum) {
 UNDIVIDED_INLINE Vec load_words(const Pair* p) { return load(reinterpret_cast<const float*>(p)); }
 #endif
 
+// Neighbours of a row as words.
+UNDIVIDED_INLINE void store_as_words(float* p, Vec x) { store(p, x); }
+UNDIVIDED_INLINE void store_as_words(float* p, Vec low, Vec high) {
+  store(p, low);
+  store(p + kLanes, high);
+}
+#if defined(__AVX512BF16__)
+UNDIVIDED_INLINE void store_as_words(Pair* p, Vec x) { store(reinterpret_cast<bfloat16*>(p), x); }
+UNDIVIDED_INLINE void store_as_words(Pair* p, Vec low, Vec high) {
+  const __m512bh both = _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  std::memcpy(p, &both, sizeof both);
+}
+#endif
+
 template <class Word>
 struct Left {
   const Word* data;
@@ -128,7 +142,8 @@ struct Span {
 
 constexpr float kNoShrink[kGroup] = {1.0F, 1.0F, 1.0F, 1.0F, 1.0F, 1.0F};
 
-// c[:, span] (+)= a b for groups of kGroup rows; spans has one element for each. shrink is by row; null starts from 0.
+// c[:, span] (+)= a b for groups of kGroup rows; spans has one element for each. shrink is by row; null starts from 0,
+// also where the depth is empty.
 template <class Word>
 void product(int rows, Left<Word> a, Right<Word> b, Sum c, const Span* spans, int columns, const float* shrink) {
   for (int panel = 0; panel < columns; panel += kPanel) {
@@ -137,7 +152,7 @@ void product(int rows, Left<Word> a, Right<Word> b, Sum c, const Span* spans, in
       const int begin = span.column > panel ? span.column : panel;
       const int end = span.column_end < panel + kPanel ? span.column_end : panel + kPanel;
       const int depth = span.word_end - span.word;
-      if (begin >= end || (depth <= 0 && shrink == kNoShrink)) continue;
+      if (begin >= end || (depth <= 0 && shrink != nullptr)) continue;
       const Word* right = b.data + panel * b.depth + span.word * kPanel + (begin - panel);
       const Left<Word> left{a.data + row * a.row + span.word * a.step, a.row, a.step};
       const float* by_row = shrink == nullptr || shrink == kNoShrink ? shrink : shrink + row;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "matmul_tile.h"
+#include "exp2.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 
@@ -145,10 +146,7 @@ bool pack_panels(const Source<T>& source, Word* dst, int64_t depth) {
       store_words(column + r / kPerWord<Word> * kPanel, words);
     }
   }
-  IntVec found = bad;
-  int any = 0;
-  for (int lane = 0; lane < kLanes; ++lane) any |= found[lane];
-  return any != 0;
+  return any(bad);
 }
 
 // Zeros below the last of `count` rows, up to `end` rows (whole words).

@@ -14,6 +14,7 @@
 #endif
 
 #define UNDIVIDED_INLINE inline __attribute__((always_inline))
+#define UNDIVIDED_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace undivided::UNDIVIDED_VARIANT {
 

@@ -63,6 +63,16 @@ UNDIVIDED_INLINE float largest(Vec v) {
 #endif
 }
 
+UNDIVIDED_INLINE bool any(IntVec condition) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)condition, (__m512i)condition) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)condition) != 0;
+#else
+  return (condition[0] | condition[1] | condition[2] | condition[3]) != 0;
+#endif
+}
+
 // softcap * tanh(x / softcap) in units of log2(e), given y = 2 * log2(e) * x / softcap. The derivative goes to `slope`.
 UNDIVIDED_INLINE Vec capped(Vec y, float cap2, Vec* slope) {
   const Vec tanh = 1.0F - 2.0F / (exp2<5>(y) + 1.0F);
