@@ -66,7 +66,8 @@ struct AttentionBackward {
   float* delta;                // like lse, to be filled: sum(out * dout, -1) - dlse
   int64_t lse_b, lse_h;
   int64_t chunks;              // the keys of a sequence are cut in this many parts, each a task of its own
-  float* dq_parts;             // (chunks, *lse's shape, head_dim rounded up to kGradientAlign); null: scratch will do (one chunk only)
+  float* dq_parts;             // (chunks, *lse's shape, head_dim rounded up to kGradientAlign); null: scratch will do,
+                               // with one chunk only
   int64_t lse_size;            // elements of lse
   Plane dbias;                 // float32, zeros, stride 0 where summed; null where not needed
   int64_t dbias_chunk;         // stride between the parts of the chunks where the sum goes over keys, else 0

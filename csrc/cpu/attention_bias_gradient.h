@@ -1,5 +1,5 @@
-// Where the gradient of a tile's scores goes beside the products: to a dense bias, whose shared dimensions have stride 0,
-// and to the sums by distance of a relative bias.
+// Where the gradient of a tile's scores goes beside the products: to a dense bias, whose shared dimensions have
+// stride 0, and to the sums by distance of a relative bias.
 #pragma once
 
 #include "attention_scores.h"

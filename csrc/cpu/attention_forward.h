@@ -1,6 +1,6 @@
-// Attention forward: a running softmax over blocks of keys (Dao et al. 2022, section 3.1; Dao 2023, section 3.1). A task
-// is a chunk of the queries of the heads that share one key head, so that keys and values are packed once for all of
-// them; chunks are whole tiles, so what a row meets does not depend on how queries were dealt out.
+// Attention forward: a running softmax over blocks of keys (Dao et al. 2022, section 3.1; Dao 2023, section 3.1).
+// A task is a chunk of the queries of the heads that share one key head, so that keys and values are packed once for
+// all of them; chunks are whole tiles, so what a row meets does not depend on how queries were dealt out.
 #pragma once
 
 #include <cmath>
@@ -13,12 +13,10 @@
 
 namespace undivided::UNDIVIDED_VARIANT {
 
-#ifndef KQ
-#define KQ 48
-#define KN 256
-#endif
-constexpr int kQueries = KQ;  // rows of a tile: whole groups of kGroup
-constexpr int kKeys = KN;    // columns of a tile: whole panels
+// Rows and columns of a tile. Measured on Zen 4 with 1 MiB of second-level cache: 24 to 96 rows are equal; 256 columns
+// beat 128 by 3 % at 2048 keys, since sums over keys are loaded and stored half as often.
+constexpr int kQueries = 48;
+constexpr int kKeys = 256;
 static_assert(kQueries % kGroup == 0 && kKeys % kPanel == 0);
 constexpr int64_t kPackedBytes = 256 << 10;  // packed keys and values at a time: they stay in the second-level cache
 constexpr float kMostWeight = 0x1p40F;       // of a probability under a top that is too low
@@ -239,8 +237,9 @@ void forward_typed(const AttentionForward& job) {
   const int64_t group = call.nheads / call.nheads_kv, heads = call.batch * call.nheads_kv;
   // Four tasks a thread, if there is so much to do: they are not equally long.
   const int64_t most = larger(kSumBytes / static_cast<int64_t>(sizeof(float)) / (group * call.head_dim_v), kQueries);
-  const int64_t wanted = larger(quotient(call.seqlen_q, most), call.threads == 1 ? 1 : quotient(4 * call.threads, heads));
-  const int64_t rows = round_up(quotient(larger(call.seqlen_q, 1), larger(wanted, 1)), kQueries);
+  const int64_t for_all = call.threads == 1 ? 1 : quotient(4 * call.threads, larger(heads, 1));
+  const int64_t wanted = larger(quotient(call.seqlen_q, most), for_all);
+  const int64_t rows = round_up(quotient(larger(call.seqlen_q, 1), wanted), kQueries);
   const int64_t chunks = quotient(call.seqlen_q, rows);
   parallel_for(chunks * heads, call.threads, [&](int64_t task) {
     // The last queries first: under a diagonal they see the most keys.

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "attention_blocks.h"
-#include "matmul_tile.h"
 #include "exp2.h"
+#include "matmul_tile.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 
@@ -118,7 +118,7 @@ inline Columns columns_of_row(const Tile& tile, int r, const Span& group) {
   return {static_cast<int>(low), static_cast<int>(high), group.column, group.column_end};
 }
 
-// The vectors of columns that each group of kGroup rows of the tile works on; a product of the scores goes over `depth` words.
+// The vectors of columns that each group of kGroup rows of the tile works on; `depth` is that of q k^T, in words.
 inline void groups_of(const Tile& tile, int depth, Span* groups) {
   for (int r = 0, g = 0; r < tile.rows; r += kGroup, ++g) {
     const int last = r + kGroup < tile.rows ? r + kGroup - 1 : tile.rows - 1;

@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "attention_memory.h"
-#include "pack.h"
 #include "exp2.h"
+#include "pack.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 

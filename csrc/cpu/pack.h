@@ -5,8 +5,8 @@
 //   pack_panels      panels of kPanel columns, rows below one another: the right operand that rows are summed with
 #pragma once
 
-#include "matmul_tile.h"
 #include "exp2.h"
+#include "matmul_tile.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 
@@ -125,8 +125,8 @@ UNDIVIDED_INLINE UintVec low_halves(const T* row, int column, int left) {
   return widen_bits(h);
 }
 
-// dst: panels of (depth, kPanel) words; fills ceil(count / kPerWord) words of each column, from word `first` on. Whether
-// any element was NaN or infinite.
+// dst: panels of (depth, kPanel) words, of which the first ceil(count / kPerWord) of each column are filled. Returns
+// whether any element was NaN or infinite.
 template <class Word, class T>
 bool pack_panels(const Source<T>& source, Word* dst, int64_t depth) {
   IntVec bad{};

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-
-from .attention_call import describe, plane, rows, unexpanded
+from .attention_call import Call, describe, plane, rows, unexpanded
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
@@ -84,46 +83,15 @@ def attention_backward(
     # Rows in the padding are nobody's; elsewhere every row is written.
     make = torch.empty if call.whole else torch.zeros
     dq, dk, dv = (make(t.shape, dtype=t.dtype) for t in (q, k, v))
-    batch, nheads, nheads_kv = call.words["batch"], call.words["nheads"], call.words["nheads_kv"]
     bias = unexpanded(words["bias"]) if need_bias and words.get("bias") is not None else None
-    sum_batch = bias is not None and bias.shape[0] == 1
-    sum_heads = bias is not None and bias.shape[1] == 1
-    tasks = max((1 if sum_batch else batch) * (1 if sum_heads else nheads_kv), 1)
-    chunks = min(-(-TASKS // tasks), MOST_CHUNKS, max(call.words["seqlen_k"] // LEAST_KEYS, 1))
-    extra: dict[str, Any] = {}
-    keep: list[Tensor] = []
-
-    def buffer(name: str, *shape: int, zero: bool = True) -> Tensor:
-        tensor = (torch.zeros if zero else torch.empty)(shape, dtype=torch.float32)
-        keep.append(tensor)
-        extra[name] = tensor.data_ptr()
-        return tensor
-
-    row = -(-q.shape[-1] // 16) * 16
-    if chunks > 1 or nheads // nheads_kv * call.words["seqlen_q"] * row * 4 > SCRATCH:
-        buffer("dq_parts", chunks, *lse.shape, row, zero=False)
-    buffer("lse2", *lse.shape, zero=False)
-    buffer("delta", *lse.shape, zero=False)
-    dbias = dtable = dsinks = None
-    if bias is not None:
-        sum_keys = bias.shape[3] == 1
-        dbias = torch.zeros((chunks if sum_keys else 1, *bias.shape), dtype=torch.float32)
-        extra.update(
-            dbias=plane(dbias[0]),
-            dbias_chunk=dbias.stride(0) if sum_keys else 0,
-            sum_batch=sum_batch,
-            sum_heads=sum_heads,
-        )
+    buffers = Buffers(call, lse, bias)
     if need_table and call.buckets is not None:
-        dtable = buffer("dtable", *words["relative_table"].shape)
-        buffer("distance_sums", chunks, batch, nheads, call.buckets.shape[0])
-        extra["buckets"] = call.buckets.data_ptr()
+        buffers.add_table(words["relative_table"], call.buckets)
     if need_sinks and words.get("sinks") is not None:
-        dsinks = buffer("dsinks", nheads)
-        buffer("sink_sums", batch, nheads)
+        buffers.add_sinks()
     _C.attention_backward(
         **call.words,
-        **extra,
+        **buffers.words,
         out=rows(out),
         dout=rows(dout),
         dq=rows(dq),
@@ -134,17 +102,59 @@ def attention_backward(
         lse_b=0 if q.dim() == 3 else lse.stride(0),
         lse_h=lse.stride(-2),
         lse_size=lse.numel(),
-        chunks=chunks,
     )
-    if bias is not None and dbias is not None:
-        total = dbias[0]
-        for part in dbias[1:]:
-            total += part
-        dbias = total.to(bias.dtype)
-    if dtable is not None:
-        dtable = dtable.to(words["relative_table"].dtype)
-    if dsinks is not None:
-        dsinks = dsinks.to(words["sinks"].dtype)
+    dbias = buffers.bias_gradient(bias)
+    dtable, dsinks = (
+        None if name not in buffers.tensors else buffers.tensors[name].to(words[of].dtype)
+        for name, of in (("dtable", "relative_table"), ("dsinks", "sinks"))
+    )
     return dq, dk, dv, dbias, dtable, dsinks
 
 
+class Buffers:
+    """What the backward of one call works in and sums up in, float32; `words` are the extension's names for it."""
+
+    def __init__(self, call: Call, lse: Tensor, bias: Tensor | None) -> None:
+        """bias: the dense bias whose gradient is needed, with size 1 where it is shared, or None."""
+        sizes = call.words
+        self.batch, self.nheads, nheads_kv = sizes["batch"], sizes["nheads"], sizes["nheads_kv"]
+        sum_batch = bias is not None and bias.shape[0] == 1
+        sum_heads = bias is not None and bias.shape[1] == 1
+        tasks = max((1 if sum_batch else self.batch) * (1 if sum_heads else nheads_kv), 1)
+        self.chunks = min(-(-TASKS // tasks), MOST_CHUNKS, max(sizes["seqlen_k"] // LEAST_KEYS, 1))
+        self.words: dict[str, Any] = dict(chunks=self.chunks)
+        self.tensors: dict[str, Tensor] = {}
+        row = -(-sizes["head_dim"] // 16) * 16  # kGradientAlign in csrc/cpu/attention.h
+        if self.chunks > 1 or self.nheads // nheads_kv * sizes["seqlen_q"] * row * 4 > SCRATCH:
+            self.add("dq_parts", torch.empty((self.chunks, *lse.shape, row), dtype=torch.float32))
+        self.add("lse2", torch.empty(lse.shape, dtype=torch.float32))
+        self.add("delta", torch.empty(lse.shape, dtype=torch.float32))
+        if bias is not None:
+            sum_keys = bias.shape[3] == 1
+            dbias = torch.zeros((self.chunks if sum_keys else 1, *bias.shape), dtype=torch.float32)
+            self.tensors["dbias"] = dbias
+            self.words.update(dbias=plane(dbias[0]), sum_batch=sum_batch, sum_heads=sum_heads)
+            self.words["dbias_chunk"] = dbias.stride(0) if sum_keys else 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        self.tensors[name] = tensor
+        self.words[name] = tensor.data_ptr()
+
+    def add_table(self, table: Tensor, buckets: Tensor) -> None:
+        self.add("dtable", torch.zeros(table.shape, dtype=torch.float32))
+        shape = (self.chunks, self.batch, self.nheads, buckets.shape[0])
+        self.add("distance_sums", torch.zeros(shape, dtype=torch.float32))
+        self.words["buckets"] = buckets.data_ptr()
+
+    def add_sinks(self) -> None:
+        self.add("dsinks", torch.empty(self.nheads, dtype=torch.float32))
+        self.add("sink_sums", torch.empty((self.batch, self.nheads), dtype=torch.float32))
+
+    def bias_gradient(self, bias: Tensor | None) -> Tensor | None:
+        """The gradient of `bias`, from the parts of the chunks in order."""
+        if bias is None:
+            return None
+        total = self.tensors["dbias"][0]
+        for part in self.tensors["dbias"][1:]:
+            total += part
+        return total.to(bias.dtype)
