@@ -53,8 +53,6 @@ def test_every_path_of_the_layout_is_there():
     for path in re.findall(r"`((?:python|kernels|csrc|benchmarks)/[^`]*)`", README):
         for op in ("attention", "layer_norm") if "/X" in path else ("",):
             name = path.replace("/X", f"/{op}")
-            if op == "attention" and name.startswith(("csrc/cpu", "python/undivided/cpu")):
-                continue
             assert list(ROOT.glob(name)), name
 
 

@@ -1,7 +1,7 @@
 // Activations of the feed-forward network and their derivatives, a vector at a time. NaN stays NaN.
 #pragma once
 
-#include "exponential.h"
+#include "exp2.h"
 #include "feed_forward.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
@@ -11,6 +11,13 @@ struct Activated {
 };
 
 UNDIVIDED_INLINE Vec magnitude(Vec x) { return of_bits(bits_of(x) & 0x7fffffffU); }
+
+// e^x, x cut to [-87, 87]: neither the result nor 1 / (1 + the result) is then denormal or infinite.
+UNDIVIDED_INLINE Vec exponential(Vec x) {
+  x = x > broadcast(87.0F) ? broadcast(87.0F) : x;
+  x = x < broadcast(-87.0F) ? broadcast(-87.0F) : x;
+  return exp2<5>(x * kLog2E);
+}
 
 // u cut to [-30, 30], beyond which every activation is u or 0 to the last bit: infinities then make no NaN.
 UNDIVIDED_INLINE Vec within_30(Vec u) {
