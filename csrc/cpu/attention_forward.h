@@ -19,7 +19,7 @@ constexpr int kQueries = 48;
 constexpr int kKeys = 256;
 static_assert(kQueries % kGroup == 0 && kKeys % kPanel == 0);
 constexpr int64_t kPackedBytes = 256 << 10;  // packed keys and values at a time: they stay in the second-level cache
-constexpr float kMostWeight = 0x1p40F;       // of a probability under a top that is too low
+constexpr float kMostWeight = 0x1p20F;       // of a probability under a top that is too low
 constexpr int64_t kSumBytes = 256 << 10;     // unfinished outputs of a task, likewise
 
 template <class T, class Word>
@@ -130,11 +130,14 @@ class ForwardTask {
   }
 
   // The probabilities of a row, under a top that need not be the largest score: floating point loses nothing as long
-  // as the two are not too far apart. So the top is found in the first block that the row sees, and again only when a
-  // weight exceeds kMostWeight (or is NaN); blocks that come after the first need no pass to look for it.
+  // as the two are not too far apart. So the top is that of the first vector that the row sees something of, and the
+  // largest score is looked for only when a weight exceeds kMostWeight (or is NaN).
   void softmax_row(const Tile& tile, int r, int64_t state, const Span& columns) {
     float top = top_[state], shrink = 1.0F;
-    if (top == -kInfinity) top = largest_score(tile, r, columns);
+    if (top == -kInfinity && columns.column < columns.column_end) {
+      top = largest(load(s_ + r * kKeys + columns.column)) * tile.factor;
+      if (top == -kInfinity) top = largest_score(tile, r, columns);
+    }
     Vec added = weigh(tile, r, columns, top);
     if (__builtin_expect(any(added > kMostWeight) || any(added != added), 0)) {
       const float old = top, best = largest_score(tile, r, columns);
@@ -184,27 +187,33 @@ class ForwardTask {
     return total[0] + total[1];
   }
 
-  // out = acc / total and lse of one head's rows.
+  // out = acc / total and lse of one head's rows, kLanes at a time.
   void finish(int64_t member) {
     const int64_t h = head_kv_ * group_ + member;
-    float* lse = job_.lse + sequence_.b * job_.lse_b + h * job_.lse_h + sequence_.first_q;
-    for (int64_t i = begin_; i < end_; ++i) {
+    for (int64_t i = begin_; i < end_; i += kLanes) {
       const int64_t state = member * rows_ + i - begin_;
-      float total = sum(load(total_ + state * kLanes)), top = top_[state], shrink = 1.0F;
-      const bool empty = total == 0.0F;
-      if (call_.sinks != nullptr && !empty) {
-        const float sink = call_.sinks[h] * kLog2E;
-        const float higher = sink > top ? sink : top;
-        shrink = std::exp2(top - higher);
-        total = total * shrink + std::exp2(sink - higher);
+      const int rows = static_cast<int>(smaller(kLanes, end_ - i));
+      Vec total = zeros();
+      for (int r = 0; r < rows; ++r) total[r] = sum(load(total_ + (state + r) * kLanes));
+      Vec top = load(top_ + state), shrink = broadcast(1.0F);
+      const IntVec empty = total == 0.0F;
+      if (call_.sinks != nullptr) {
+        const Vec sink = broadcast(call_.sinks[h] * kLog2E), higher = max(sink, top);
+        shrink = exp2<5>(top - higher);
+        total = total * shrink + exp2<5>(sink - higher);
         top = higher;
       }
-      lse[i] = empty ? -kInfinity : top * kLn2 + std::log(total);
-      T* out = row_of<T>(job_.out, sequence_.b, h, sequence_.first_q + i);
-      if (empty) {  // perhaps nothing was ever summed
-        std::memset(out, 0, call_.head_dim_v * sizeof(T));
-      } else {
-        unpack_row(acc_ + state * width_, out, static_cast<int>(call_.head_dim_v), shrink / total);
+      const Vec lse = select(empty, broadcast(-kInfinity), (top + log2(total)) * kLn2), weight = shrink / total;
+      float* lse_row = job_.lse + sequence_.b * job_.lse_b + h * job_.lse_h + sequence_.first_q + i;
+      if (rows == kLanes) store(lse_row, lse);
+      if (rows < kLanes) store_part(lse_row, lse, rows);
+      for (int r = 0; r < rows; ++r) {
+        T* out = row_of<T>(job_.out, sequence_.b, h, sequence_.first_q + i + r);
+        if (empty[r] != 0) {  // perhaps nothing was ever summed
+          std::memset(out, 0, call_.head_dim_v * sizeof(T));
+        } else {
+          unpack_row(acc_ + (state + r) * width_, out, static_cast<int>(call_.head_dim_v), weight[r]);
+        }
       }
     }
   }

@@ -53,6 +53,21 @@ UNDIVIDED_INLINE Vec exp2(Vec x) {
 #endif
 }
 
+// log2 of what is above 0 and normal; NaN for NaN. With x = m 2^e and m from sqrt(1/2) to sqrt(2):
+// log2(m) = 2 / ln(2) * atanh(z), z = (m - 1) / (m + 1), whose series is over 3e-9 after five terms.
+UNDIVIDED_INLINE Vec log2(Vec x) {
+  const UintVec shifted = bits_of(x) - 0x3f3504f3U;  // the bits of sqrt(1/2)
+  const IntVec exponent = (IntVec)shifted >> 23;
+  const Vec m = of_bits((shifted & 0x7fffffU) + 0x3f3504f3U);
+  const Vec z = (m - 1.0F) / (m + 1.0F), square = z * z;
+  Vec series = square * 0.11111111F + 0.14285714F;
+  series = series * square + 0.2F;
+  series = series * square + 0.33333333F;
+  series = series * square + 1.0F;
+  const Vec result = __builtin_convertvector(exponent, Vec) + z * series * (2.0F * kLog2E);
+  return select(x == x, result, x);
+}
+
 UNDIVIDED_INLINE float largest(Vec v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)v);
