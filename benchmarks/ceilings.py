@@ -1,67 +1,65 @@
-"""What the machine can do at best, measured in the run that it is compared with: a copy and a matrix product."""
+"""What the machine can do at best, measured in the run that it is compared with: copies and a matrix product."""
 
 from __future__ import annotations
 
-import platform
-import statistics
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 
+from .clock import medians
+from .machine import device_name
+from .op import Work
+
 
 @dataclass
 class Ceilings:
-    """Bytes a second of a copy (read and written, both counted) and operations a second of a matmul by dtype."""
+    """Bytes a second of copies, by the bytes that they move, and operations a second of a matmul, by dtype.
+
+    A copy counts what it reads and what it writes. There is one for each size because a small one stays in a cache,
+    where more is possible than in memory.
+    """
 
     kind: str  # "cpu" or "cuda"
     device: str
-    copy: float = 0.0
+    copies: dict[int, float] = field(default_factory=dict)
     matmul: dict[str, float] = field(default_factory=dict)
 
-    def floor(self, work: Any, dtype: str) -> tuple[float, str]:
+    def copy(self, size: float) -> float:
+        """Of the copy that moves about as many bytes: the first that moves at least half of `size`, or the largest."""
+        sizes = sorted(self.copies)
+        return self.copies[next((s for s in sizes if s >= size / 2), sizes[-1])]
+
+    def floor(self, work: Work, dtype: str) -> tuple[float, str]:
         """The least seconds for `work`, and which ceiling says so."""
-        by_bytes = work.bytes / self.copy
+        by_bytes = work.bytes / self.copy(work.bytes)
         by_operations = work.operations / self.matmul[dtype]
         return (by_bytes, "copy") if by_bytes > by_operations else (by_operations, "matmul")
 
 
-def device_name(kind: str) -> str:
-    if kind == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def measure_ceilings(kind: str, dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> Ceilings:
-    """A 64 MiB copy into warm memory (16 GiB-class on a GPU: 1 GiB) and a 1024^3 (8192^3) matmul, medians."""
+def measure_ceilings(kind: str, seconds: float = 1.0) -> Ceilings:
+    """Copies from 256 KiB to 128 MiB (to 2 GiB on a GPU) into warm memory, and matmuls of 1024^3 (8192^3 on a GPU)."""
     ceilings = Ceilings(kind, device_name(kind))
-    size = 2**30 if kind == "cuda" else 2**26
-    source, target = (torch.ones(size, dtype=torch.int8, device=kind) for _ in range(2))
-    ceilings.copy = 2 * size / _median(lambda: target.copy_(source), kind)
+    sizes = [2**power for power in ((22, 24, 26, 28, 31) if kind == "cuda" else (18, 20, 22, 24, 27))]
+    functions: dict[str, Callable[[], Any]] = {}
+    for size in sizes:
+        source, target = (torch.ones(size // 2, dtype=torch.int8, device=kind) for _ in range(2))
+        functions[f"copy {size}"] = partial(target.copy_, source)
     n = 8192 if kind == "cuda" else 1024
-    for name in dtypes:
-        dtype = getattr(torch, name)
-        a, b = (torch.randn(n, n, device=kind).to(dtype) for _ in range(2))
-        out = torch.empty(n, n, dtype=dtype, device=kind)
-        ceilings.matmul[name] = 2 * n**3 / _median(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), kind)
+    for name in ("float32", "bfloat16"):
+        a, b = (torch.randn(n, n, device=kind).to(getattr(torch, name)) for _ in range(2))
+        out = torch.empty_like(a)
+        functions[name] = partial(torch.mm, a, b, out=out)
+    found = medians(functions, kind, seconds)
+    ceilings.copies = {size: size / found[f"copy {size}"] for size in sizes}
+    ceilings.matmul = {name: 2 * n**3 / found[name] for name in ("float32", "bfloat16")}
     return ceilings
 
 
-def _median(function: Any, kind: str, repeats: int = 9) -> float:
-    times = []
-    for _ in range(repeats + 2):
-        if kind == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        if kind == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+def drift(before: Ceilings, after: Ceilings) -> float:
+    """The largest factor between two measurements of the same ceiling: 1 on a machine at rest."""
+    pairs = [(before.copies[size], after.copies[size]) for size in before.copies]
+    pairs += [(before.matmul[name], after.matmul[name]) for name in before.matmul]
+    return max(max(a, b) / min(a, b) for a, b in pairs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .counts import norm_bytes
-from .gate import budget_of, step
-from .runner import Provider, Work
+from .gate import compiled, ours, split, step
+from .op import OVERHEAD, Absent, Function, Op, Provider, Runnable, Work
+from .peers import norm_peers
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,39 @@ class Case:
     residual: bool = False
 
     @property
+    def size(self) -> float:
+        return float(self.columns)
+
+    @property
+    def group(self) -> str:
+        if self.rows == 1:
+            return f"{OVERHEAD} {self.dtype}"
+        return f"residual add {self.dtype}" if self.residual else self.dtype
+
+    @property
     def name(self) -> str:
-        return f"{self.op} {self.rows}x{self.columns} {self.dtype}{' +residual' if self.residual else ''}"
+        return f"{self.rows}x{self.columns} {self.group}"
 
 
-def cases(quick: bool) -> list[Case]:
-    """512 to 4096 columns; outputs of at most 16 MiB, so that page faults of fresh memory are not what is timed."""
+def cases(op: str, quick: bool, device: str) -> list[Case]:
+    """512 to 4096 columns; on a CPU outputs of at most 16 MiB, so that page faults are not what is timed.
+
+    One row of 8 columns, for the overhead of a call.
+    """
     shapes = ((2048, 512),) if quick else ((2048, 512), (4096, 1024), (1024, 4096))
-    return [
-        Case(op, rows, columns, dtype, residual)
-        for op in ("layer_norm", "rms_norm")
+    if device == "cuda":
+        shapes = ((16384, 1024),) if quick else ((32768, 512), (32768, 1024), (16384, 4096))
+    rows = [
+        Case(op, count, columns, dtype, residual)
         for residual in (False, True)
         for dtype in ("float32", "bfloat16")
-        for rows, columns in shapes
+        for count, columns in shapes
     ]
+    return [*rows, Case(op, 1, 8, "float32")]
+
+
+def modes(case: Case) -> Sequence[str]:
+    return ("forward_backward",) if case.residual else ("forward", "backward")
 
 
 def work(case: Case, mode: str) -> Work:
@@ -65,7 +85,7 @@ def inputs(case: Case, device: str) -> dict[str, Tensor]:
     return values
 
 
-def torch_norm(op: str) -> Callable[..., Any]:
+def eager(case: Case, device: str) -> Function:
     """What a user of plain torch writes."""
 
     def layer(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Any:
@@ -78,50 +98,43 @@ def torch_norm(op: str) -> Callable[..., Any]:
         y = F.rms_norm(x, x.shape[-1:], weight, eps=1e-6)
         return y if residual is None else (y, x)
 
-    return layer if op == "layer_norm" else rms
+    return layer if case.op == "layer_norm" else rms
 
 
-def providers(device: str) -> list[Provider]:
+def own(case: Case, device: str, backend: str) -> Function:
     import undivided
 
-    def ours(backend: str) -> Provider:
-        def prepare(case: Case, mode: str) -> Callable[[], Sequence[Tensor]]:
-            function = getattr(undivided, case.op)
-            return build(case, mode, lambda **values: function(**values, backend=backend), device)
+    function = getattr(undivided, case.op)
+    return lambda **values: function(**values, backend=backend)
 
-        return Provider(f"undivided {backend}", undivided.__version__, prepare, ours=True)
 
-    def eager(case: Case, mode: str) -> Callable[[], Sequence[Tensor]]:
-        return build(case, mode, torch_norm(case.op), device)
-
-    def compiled(case: Case, mode: str) -> Callable[[], Sequence[Tensor]]:
-        torch.compiler.reset()
-        return build(case, mode, torch.compile(torch_norm(case.op), dynamic=False), device)
-
+def providers(device: str, backends: Sequence[str]) -> list[Provider | Absent]:
     return [
-        ours("triton" if device == "cuda" else "cpu"),
+        *ours(own, backends),
         Provider("torch eager", torch.__version__, eager),
-        Provider("torch.compile", torch.__version__, compiled),
+        Provider("torch.compile", torch.__version__, compiled(eager), compiles=True),
+        *norm_peers(device),
     ]
 
 
-def build(case: Case, mode: str, function: Callable[..., Any], device: str) -> Callable[[], Sequence[Tensor]]:
-    values = dict(inputs(case, device))
-    grads = tuple(values.pop(name) for name in ("dy", "dsummed") if name in values)
-    return step(function, values, grads, mode)
+def build(function: Function, case: Case, mode: str, device: str) -> Runnable:
+    return step(function, *split(inputs(case, device), ("dy", "dsummed")), mode)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def expected(case: Case, mode: str, device: str) -> tuple[list[Tensor], list[Tensor]]:
     """The float64 result and plain torch's in the case's dtype."""
     from undivided import reference
 
-    values = {name: value.double() for name, value in inputs(case, device).items()}
-    grads = tuple(values.pop(name) for name in ("dy", "dsummed") if name in values)
-    definition = getattr(reference, case.op)
-    exact = step(definition, values, grads, mode)()
-    return list(exact), list(build(case, mode, torch_norm(case.op), device)())
+    values, grads = split({name: value.double() for name, value in inputs(case, device).items()}, ("dy", "dsummed"))
+    exact = step(getattr(reference, case.op), values, grads, mode)()
+    return list(exact), list(build(eager(case, device), case, mode, device)())
 
 
-def gate(case: Case, mode: str, outputs: Sequence[Tensor], device: str) -> tuple[float, float]:
-    return budget_of(outputs, *expected(case, mode, device))
+def op(name: str) -> Op:
+    return Op(
+        name, lambda quick, device: cases(name, quick, device), modes, providers, build, expected, work, axis="columns"
+    )
+
+
+LAYER_NORM, RMS_NORM = op("layer_norm"), op("rms_norm")

@@ -1,186 +1,131 @@
-"""All timing code. An op's file declares its cases and providers; this file gates, interleaves, times and reports.
-
-Every provider first passes its correctness gate in the same process; one that fails is a row that says "wrong" with
-its error instead of a time. Repeats are interleaved (one call of each provider, then the next round), so that a slow
-moment of the machine hits everybody.
-"""
+"""Measures one case: everybody passes the gate, or has a line that says why not; then all are timed together."""
 
 from __future__ import annotations
 
-import csv
-import gc
 import statistics
-import subprocess
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .ceilings import Ceilings
+from .clock import interleaved, quantile
+from .gate import budget_of
+from .machine import commit
+from .memory import peak_memory
+from .op import Absent, Apart, Op, Provider, Runnable
+from .rows import Row
 
-MODES = ("forward", "backward", "forward_backward")
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a case must do at least: floating-point operations, and bytes of inputs and outputs."""
-
-    operations: float
-    bytes: float
+NOISY = 1.25  # p80 over p20: more, and the machine was not at rest
 
 
 @dataclass(frozen=True)
-class Provider:
-    """An implementation. `prepare(case, mode)` returns a function of no arguments that does the work once and returns
-    the tensors to check, or raises NotImplementedError with a sentence when it cannot run the case."""
+class Settings:
+    """`seconds` for the samples of one case. compiles: whether providers that go through torch.compile run."""
 
-    name: str
-    version: str
-    prepare: Callable[[Any, str], Callable[[], Sequence[torch.Tensor]]]
-    ours: bool = False
-
-
-@dataclass
-class Row:
-    """One line of a result file. Times in seconds; `ratio` is the best peer's median over this median."""
-
-    op: str
-    case: str
-    mode: str
-    provider: str
-    version: str
-    device: str
-    threads: int
-    status: str
-    error: float = float("nan")
-    budget: float = float("nan")
-    median: float = float("nan")
-    p20: float = float("nan")
-    p80: float = float("nan")
-    repeats: int = 0
-    of_ceiling: float = float("nan")
-    ceiling: str = ""
-    ratio: float = float("nan")
-    noisy: bool = False
-    torch: str = torch.__version__
-    commit: str = ""
-    date: str = ""
-
-
-def synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def interleaved(
-    functions: dict[str, Callable[[], Any]], device: str, seconds: float, rounds: tuple[int, int] = (7, 200)
-) -> dict[str, list[float]]:
-    """Seconds per call: `rounds` at least and at most, ending after about `seconds` in all."""
-    for function in functions.values():
-        function()
-        function()
-    flush = torch.empty(64 * 2**20, dtype=torch.int8, device=device) if device == "cuda" else None
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    end = time.perf_counter() + seconds
-    try:
-        for count in range(rounds[1]):
-            if count >= rounds[0] and time.perf_counter() > end:
-                break
-            for name, function in functions.items():
-                if flush is not None:
-                    flush.zero_()
-                synchronise(device)
-                start = time.perf_counter()
-                function()
-                synchronise(device)
-                times[name].append(time.perf_counter() - start)
-    finally:
-        if enabled:
-            gc.enable()
-    return times
+    seconds: float = 2.0
+    quick: bool = False
+    compiles: bool = True
 
 
 def measure(
-    op: str,
-    case: Any,
-    mode: str,
-    providers: Sequence[Provider],
-    gate: Callable[[Any, str, Sequence[torch.Tensor]], tuple[float, float]],
-    work: Work,
-    ceilings: Ceilings,
-    seconds: float,
+    op: Op, case: Any, mode: str, providers: Sequence[Provider | Absent], ceilings: Ceilings, settings: Settings
 ) -> list[Row]:
-    """Rows for one case and mode. `gate(case, mode, outputs)` gives (error, budget); more than the budget is wrong."""
-    rows, functions = [], {}
+    """One row for each provider, in their order."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # or the limit of recompilations of one function is soon reached
+    rows, ready = [], {}
     for provider in providers:
-        row = Row(op, case.name, mode, provider.name, provider.version, ceilings.device, torch.get_num_threads(), "ok")
-        row.commit, row.date = commit(), date.today().isoformat()
+        if isinstance(provider, Absent):
+            continue
+        row = Row(op.name, case.name, mode, provider.name, provider.version, "ok", case.dtype, case.group, case.size)
+        row.ours, row.quick, row.threads = provider.ours, settings.quick, torch.get_num_threads()
+        row.device, row.commit, row.date = ceilings.device, commit(), date.today().isoformat()
         rows.append(row)
-        try:
-            function = provider.prepare(case, mode)
-            row.error, row.budget = gate(case, mode, function())
-        except NotImplementedError as reason:
-            row.status = f"cannot: {reason}"
-            continue
-        if not row.error <= row.budget:
-            row.status = "wrong"
-            continue
-        functions[provider.name] = function
-    if functions:
-        fill(rows, interleaved(functions, ceilings.kind, seconds), providers, work, ceilings, case)
+        work = admit(op, case, mode, provider, ceilings.kind, settings, row)
+        if work is not None:
+            ready[provider.name] = work
+            row.memory = peak_memory(work, ceilings.kind)
+    if ready:
+        fill(rows, interleaved(ready, ceilings.kind, settings.seconds), op, case, mode, ceilings)
     return rows
 
 
-def fill(
-    rows: list[Row], times: dict[str, list[float]], providers: Any, work: Work, ceilings: Ceilings, case: Any
-) -> None:
+def admit(
+    op: Op, case: Any, mode: str, provider: Provider, device: str, settings: Settings, row: Row
+) -> Runnable | None:
+    """What to time, once its results are within their budget; otherwise None, and row.status says why."""
+    from undivided import BackendRefused
+
+    if provider.slow and settings.quick:
+        row.status = "cannot: too slow for a quick run"
+        return None
+    if provider.compiles and not settings.compiles:
+        row.status = "cannot: compiling is left out of this run"
+        return None
+    try:
+        work = op.build(provider.make(case, device), case, mode, device)
+        with warnings.catch_warnings():  # torch warns of each kernel that it does not take
+            warnings.simplefilter("ignore")
+            outputs = work.check() if isinstance(work, Apart) else work()
+        outputs = outputs if op.checked is None else op.checked(case, mode, outputs)
+        row.error, row.budget = budget_of(outputs, *op.expected(case, mode, device))
+    except NotImplementedError as reason:
+        row.status = f"cannot: {one_line(reason)}"
+    except BackendRefused as refusal:
+        row.status = f"cannot: {objection(refusal, provider)}"
+    except torch.OutOfMemoryError:
+        row.status = "cannot: out of memory"
+    except Exception as error:  # a broken peer must not end the others' run; one of ours makes the run fail
+        row.status = f"failed: {type(error).__name__}: {one_line(error)}"
+    else:
+        if row.error <= row.budget:
+            return work
+        row.status = "wrong"
+    return None
+
+
+def fill(rows: list[Row], times: dict[str, list[float]], op: Op, case: Any, mode: str, ceilings: Ceilings) -> None:
     """Medians, spreads, fractions of the ceiling and ratios."""
+    work = op.work(case, mode)
     floor, name = ceilings.floor(work, case.dtype)
     for row in rows:
-        taken = sorted(times.get(row.provider, ()))
-        if not taken:
-            continue
-        row.median, row.repeats = statistics.median(taken), len(taken)
-        row.p20, row.p80 = taken[int(0.2 * (len(taken) - 1))], taken[int(0.8 * (len(taken) - 1))]
-        row.of_ceiling, row.ceiling = floor / row.median, name
-        row.noisy = row.p80 > 1.25 * row.p20
-    ours = {provider.name for provider in providers if provider.ours}
-    peers = [row.median for row in rows if row.provider not in ours and row.status == "ok"]
+        row.operations, row.bytes, row.items = work.operations, work.bytes, work.items
+        row.copy, row.matmul = ceilings.copy(work.bytes), ceilings.matmul[case.dtype]
+        taken = times.get(row.provider)
+        if taken:
+            row.median, row.repeats = statistics.median(taken), len(taken)
+            row.p20, row.p80 = quantile(taken, 0.2), quantile(taken, 0.8)
+            row.of_ceiling, row.ceiling = floor / row.median, name
+            row.noisy = row.p80 > NOISY * row.p20
+    peers = [row.median for row in rows if row.timed and not row.ours]
     for row in rows:
-        if peers and row.status == "ok":
+        if peers and row.timed:
             row.ratio = min(peers) / row.median
 
 
-def commit() -> str:
-    """The commit that is measured, or "" outside a checkout."""
-    if not _COMMIT:
-        try:
-            command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-            _COMMIT.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
-        except (OSError, subprocess.CalledProcessError):
-            _COMMIT.append("")
-    return _COMMIT[0]
+def absent_rows(op: Op, providers: Sequence[Provider | Absent], ceilings: Ceilings) -> list[Row]:
+    """One line for each provider that is not on this machine, whatever the case."""
+    return [
+        Row(op.name, "all", "all", one.name, "", f"absent: {one.reason}", device=ceilings.device)
+        for one in providers
+        if isinstance(one, Absent)
+    ]
 
 
-_COMMIT: list[str] = []
+def objection(refusal: Exception, provider: Provider) -> str:
+    """What the backend itself says, out of a refusal that lists all of them."""
+    lines = [line.strip() for line in str(refusal).splitlines()]
+    own = [
+        line.removeprefix(provider.backend or "").strip() for line in lines if line.split()[:1] == [provider.backend]
+    ]
+    return own[0] if own else lines[0]
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        for row in rows:
-            values = asdict(row)
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()})
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return statistics.geometric_mean(values) if values else float("nan")
+def one_line(error: object, longest: int = 160) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."
