@@ -160,6 +160,26 @@ def test_scores_that_rise_from_block_to_block():
             assert verdict.ok, (slope, verdict)
 
 
+@pytest.mark.parametrize("variant", _C.variants(), indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_few_queries(dtype, variant):
+    """Up to three rows a key head read keys and values where they lie: over several blocks, with hidden NaN."""
+    generator = torch.Generator().manual_seed(8)
+    hidden = torch.rand(600, generator=generator) < 0.3
+    for seqlen, nheads, nheads_kv, head_dim, dropout_p in [(1, 2, 2, 64, 0), (1, 6, 2, 80, 0), (3, 1, 1, 33, 0.3)]:
+        q = torch.randn(2, seqlen, nheads, head_dim, generator=generator).to(dtype)
+        k, v = (torch.randn(2, 600, nheads_kv, head_dim, generator=generator).to(dtype) for _ in range(2))
+        words = dict(mask=~hidden, dropout_p=dropout_p, seed=7, causal=True)
+        exact = reference.attention(*(t.double() for t in (q, k, v)), return_lse=True, **words)
+        rough = honest.attention(q, k, v, **words)
+        k[:, hidden], v[:, hidden] = torch.nan, torch.inf
+        with poison():
+            got = undivided.attention(q, k, v, return_lse=True, backend="cpu", **words)
+        for name, *values in zip(("out", "lse"), got, exact, rough, strict=True):
+            verdict = check(name, *values)
+            assert verdict.ok, (seqlen, nheads, head_dim, verdict)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_strides(dtype):
     """Packed projections, a step in the sequence, expanded keys, an odd first element and odd strides."""

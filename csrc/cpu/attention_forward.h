@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "attention_few.h"
 #include "attention_memory.h"
 #include "attention_poison.h"
 #include "attention_scores.h"
@@ -34,6 +35,7 @@ class ForwardTask {
     const int64_t bytes = (depth_ * kPerWord<Word> + width_) * static_cast<int64_t>(sizeof(Word)) / kPerWord<Word>;
     packed_keys_ = larger(kKeys, round_down(kPackedBytes / bytes, kKeys));
     rows_ = round_up(larger(end_ - begin_, 0), kQueries);
+    few_ = group_ * sequence.lenq <= kFewRows;
   }
 
   void arrange(Arena& arena) {
@@ -56,7 +58,7 @@ class ForwardTask {
     const Range keys = keys_seen(call_, sequence_, begin_, end_ - 1);
     for (int64_t n = round_down(keys.low, kKeys); n < keys.high; n += packed_keys_) {
       const int64_t end = smaller(n + packed_keys_, keys.high);
-      pack_keys(n, end);
+      if (!few_) pack_keys(n, end);
       for (int64_t member = 0; member < group_; ++member) {
         for (int64_t i = begin_; i < end_; i += kQueries) visit(member, i, n, end);
       }
@@ -112,20 +114,26 @@ class ForwardTask {
   void step(const Tile& tile, int64_t state, int64_t packed, bool first) {
     Span spans[kQueries / kGroup];
     groups_of(tile, depth_, spans);
-    const Left<Word> q{q_ + state * q_row_, q_row_, 1};
-    product(tile.rows, q, Right<Word>{keys_ + packed * depth_, depth_}, Sum{s_, kKeys}, spans, kKeys, nullptr);
+    if (few_) {
+      few_scores<T>(tile, spans);
+    } else {
+      const Left<Word> q{q_ + state * q_row_, q_row_, 1};
+      product(tile.rows, q, Right<Word>{keys_ + packed * depth_, depth_}, Sum{s_, kKeys}, spans, kKeys, nullptr);
+    }
     for (int r = 0; r < tile.rows; ++r) {
       if (!tile.plain || !tile.whole) finish_row(tile, r, columns_of_row(tile, r, spans[r / kGroup]));
     }
     if (poisoned_) gather_poison<T>(tile, poison_, width_);
     for (int r = 0; r < tile.rows; ++r) softmax_row(tile, r, state + r, spans[r / kGroup]);
+    const Sum acc{acc_ + state * width_, width_};
+    const float* shrink = first ? nullptr : shrink_;
+    if (few_) return few_sums<T>(tile, p_, kKeys / kPerWord<Word>, spans, acc, shrink);
     for (int r = 0, g = 0; r < tile.rows; r += kGroup, ++g) {
       spans[g] = {0, width_, spans[g].column / kPerWord<Word>, spans[g].column_end / kPerWord<Word>};
     }
     const Left<Word> p{p_, kKeys / kPerWord<Word>, 1};
     const Right<Word> v{values_ + packed / kPerWord<Word> * kPanel, packed_keys_ / kPerWord<Word>};
-    const Sum acc{acc_ + state * width_, width_};
-    product(tile.rows, p, v, acc, spans, width_, first ? nullptr : shrink_);
+    product(tile.rows, p, v, acc, spans, width_, shrink);
     if (poisoned_) add_poison(tile.rows, poison_, acc, width_);
   }
 
@@ -224,7 +232,7 @@ class ForwardTask {
   const int64_t head_kv_, begin_, end_, group_;
   const int depth_, q_row_, width_;  // words of a head_dim, a row of q_, a row of acc_
   int64_t packed_keys_, rows_;
-  bool poisoned_ = false;
+  bool few_ = false, poisoned_ = false;
   Word *keys_, *values_, *p_, *q_;
   float *s_, *distance_, *poison_, *shrink_, *acc_, *total_, *top_;
 };

@@ -9,15 +9,6 @@
 
 namespace undivided::UNDIVIDED_VARIANT {
 
-template <class T>
-UNDIVIDED_INLINE float dot(const T* a, const T* b, int columns) {
-  Vec total = zeros();
-  int c = 0;
-  for (; c + kLanes <= columns; c += kLanes) total = total + load(a + c) * load(b + c);
-  if (c < columns) total = total + load_part(a + c, columns - c) * load_part(b + c, columns - c);
-  return sum(total);
-}
-
 // Before: lse2 and delta of every row, and the gradient of the sinks. The sink's probability of a row is
 // exp(sink - lse); the loss falls with it as the row's other probabilities shrink.
 template <class T>

@@ -65,6 +65,15 @@ UNDIVIDED_INLINE void unpack_row(const float* source, T* dst, int columns, float
   }
 }
 
+template <class T>
+UNDIVIDED_INLINE float dot(const T* a, const T* b, int columns) {
+  Vec total = zeros();
+  int c = 0;
+  for (; c + kLanes <= columns; c += kLanes) total = total + load(a + c) * load(b + c);
+  if (c < columns) total = total + load_part(a + c, columns - c) * load_part(b + c, columns - c);
+  return sum(total);
+}
+
 // ---- transposition ----
 
 template <int kDistance>
