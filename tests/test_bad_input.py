@@ -346,6 +346,10 @@ def test_shapes_can_be_worked_out_without_values(backend):
         assert undivided.attention(*tensors, **words).shape == (2, 3, 4, 8)
         mask = torch.ones(3, 5, dtype=torch.bool)
         assert undivided.attention(*tensors, mask=mask, backend=backend).shape == (2, 3, 4, 8)
+        x, square = torch.zeros(3, 8), torch.zeros(8, 8)
+        assert undivided.layer_norm(x, square[0], square[0], backend=backend).shape == (3, 8)
+        assert undivided.rms_norm(x, square[0], residual=x, backend=backend)[1].shape == (3, 8)
+        assert undivided.feed_forward(x, square, square[0], square, backend=backend).shape == (3, 8)
 
 
 def test_shapes_can_be_worked_out_on_the_meta_device():

@@ -42,7 +42,7 @@ def test_expanded_inputs(backend, dim):
     values = inputs(gated=False)
     x = values.pop("x").narrow(dim, 0, 1).expand(2, 5, 16)
     got, expected = (run(undivided.feed_forward, t, backend=backend, **values) for t in (x, x.contiguous()))
-    assert torch.equal(got, expected)
+    torch.testing.assert_close(got, expected)  # the library may sum in another order for other strides
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .attention_plain import Numbers, Tensors, empty_outputs, launcher_keywords
 from .derivatives import first_derivatives_only, refuse_transforms
-from .registration import register, register_gradient
+from .registration import by_registered_op, register, register_gradient
 
 TENSORS = len(Tensors._fields)
 TRAINABLE = ("q", "k", "v", "bias", "relative_table", "sinks")
@@ -141,7 +141,7 @@ register_gradient("attention_forward", _autograd, _setup)
 
 def apply(module: str, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor]:
     """(out, lse) with gradients, by the cheapest path that the caller's mode allows."""
-    if torch.compiler.is_compiling():
+    if by_registered_op(tensors.q):
         return torch.ops.undivided.attention_forward(module, *tensors, *numbers)
     refuse_transforms("attention", *tensors)
     if torch.is_grad_enabled() and any(

@@ -41,14 +41,15 @@ def is_integer(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} has dtype {value.dtype}; allowed: int32, int64")
 
 
-def readable(value: Tensor) -> bool:
-    """Whether looking at the values costs nothing: on a CPU, and not while a graph or a transform is traced.
+def is_plain(value: Tensor) -> bool:
+    """No subclass of Tensor: one may have no values and no memory, as those of torch's FakeTensorMode."""
+    return type(value) in (Tensor, torch.nn.Parameter)
 
-    A subclass of Tensor may have no values, as those of torch's FakeTensorMode.
-    """
+
+def readable(value: Tensor) -> bool:
+    """Whether looking at the values costs nothing: on a CPU, and not while a graph or a transform is traced."""
     tracing = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    plain = type(value) in (Tensor, torch.nn.Parameter)
-    return not tracing and plain and value.device.type == "cpu" and value.numel() > 0
+    return not tracing and is_plain(value) and value.device.type == "cpu" and value.numel() > 0
 
 
 def is_float(name: str, value: Tensor) -> None:

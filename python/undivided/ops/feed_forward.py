@@ -15,7 +15,7 @@ from .checks import autocast_to, has_shape, is_float, last_contiguous, same_devi
 from .derivatives import first_derivatives_only, refuse_transforms
 from .feed_forward_table import FEED_FORWARD
 from .norm_checks import wants_grad
-from .registration import register, register_gradient
+from .registration import by_registered_op, register, register_gradient
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 
@@ -67,7 +67,7 @@ def feed_forward(
         return reference.feed_forward(x, w_in, b_in, w_out, b_out, activation, w_gate)
     flat = last_contiguous(x.reshape(-1, d_model))
     values = (flat, w_in, b_in, w_out, b_out, w_gate)
-    if torch.compiler.is_compiling():
+    if by_registered_op(flat):
         out = torch.ops.undivided.feed_forward_forward(row.module, activation, call.needs_grad, *values)[0]
         return out.view(x.shape)
     refuse_transforms("feed_forward", *values)

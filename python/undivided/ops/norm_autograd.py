@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .derivatives import first_derivatives_only, refuse_transforms
 from .norm_checks import wants_grad
-from .registration import register, register_gradient
+from .registration import by_registered_op, register, register_gradient
 
 
 def launch(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> Any:
@@ -134,7 +134,7 @@ register_gradient("norm_forward", _autograd, _setup)
 
 def apply(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> tuple[Tensor, Any]:
     """(y, summed) with gradients, by the cheapest path that the caller's mode allows."""
-    if torch.compiler.is_compiling():
+    if by_registered_op(x):
         return torch.ops.undivided.norm_forward(op, module, x, weight, bias, residual, eps)[:2]
     refuse_transforms(op, x, weight, bias, residual)
     if wants_grad(x, weight, bias, residual):

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
+from .checks import is_plain
+
 LIBRARY = torch.library.Library("undivided", "FRAGMENT")
+
+
+def by_registered_op(value: torch.Tensor) -> bool:
+    """Whether a call must go through the registered op: torch.compile traces it, and subclasses of Tensor have rules of
+    their own for it."""
+    return torch.compiler.is_compiling() or not is_plain(value)
 
 
 def register(name: str, schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> None:

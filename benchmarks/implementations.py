@@ -1,0 +1,119 @@
+"""The model's ops, replaced for a while: the same layers and weights on plain torch, or on one backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .op import Absent, Provider
+
+NAMES = ("attention", "layer_norm", "rms_norm", "feed_forward")
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """`open()` is the context in which a model runs on it; compiles: the model goes through torch.compile first."""
+
+    open: Callable[[], AbstractContextManager[None]]
+    compiles: bool = False
+
+
+@contextmanager
+def replaced(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """undivided.ops with these functions. The layers look their ops up there at each call."""
+    from undivided import ops
+
+    before = {name: getattr(ops, name) for name in functions}
+    for name, function in functions.items():
+        setattr(ops, name, function)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(ops, name, function)
+
+
+def on_backend(backend: str) -> Implementation:
+    """Every op with `backend`."""
+    import undivided
+
+    functions = {name: partial(getattr(undivided, name), backend=backend) for name in NAMES}
+    return Implementation(lambda: replaced(functions))
+
+
+def on_torch(compiles: bool = False) -> Implementation:
+    """scaled_dot_product_attention, F.layer_norm, F.rms_norm and F.linear, as a user of plain torch writes them."""
+    functions: dict[str, Callable[..., Any]] = dict(
+        attention=attention, layer_norm=layer_norm, rms_norm=rms_norm, feed_forward=feed_forward
+    )
+    return Implementation(lambda: replaced(functions), compiles)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    key_lengths: Tensor | None = None,
+    bias: Any = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """(batch, seqlen, nheads, head_dim). One query sees all of its cache; a longer causal call must be square."""
+    if bias is not None:
+        raise NotImplementedError("the plain torch model has no relative bias; choose other positions")
+    causal = causal and q.shape[1] > 1
+    assert not causal or q.shape[1] == k.shape[1]
+    mask = None
+    if key_lengths is not None:
+        mask = (torch.arange(k.shape[1], device=k.device) < key_lengths[:, None])[:, None, None, :]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout_p)
+    return out.transpose(1, 2)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, residual: Tensor | None = None) -> Any:
+    x = x if residual is None else x + residual
+    y = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return y if residual is None else (y, x)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | None = None) -> Any:
+    x = x if residual is None else x + residual
+    y = F.rms_norm(x, x.shape[-1:], weight, eps)
+    return y if residual is None else (y, x)
+
+
+def feed_forward(
+    x: Tensor, w_in: Tensor, b_in: Any, w_out: Tensor, b_out: Any = None, activation: str = "gelu", w_gate: Any = None
+) -> Tensor:
+    from undivided.testing import honest
+
+    return honest.feed_forward(x, w_in, b_in, w_out, b_out, activation, w_gate)
+
+
+def providers(device: str, backends: Sequence[str]) -> list[Provider | Absent]:
+    """`auto` is what a model runs on: a kernel backend alone does not have every op. `reference` has."""
+    import undivided
+
+    asked = dict.fromkeys("reference" if name == "reference" else "auto" for name in backends)
+    version = torch.__version__
+    return [
+        *(
+            Provider(f"undivided {name}", undivided.__version__, partial(_make, on_backend(name)), backend=name)
+            for name in asked
+        ),
+        Provider("torch", version, partial(_make, on_torch())),
+        Provider("torch.compile", version, partial(_make, on_torch(compiles=True)), compiles=True),
+    ]
+
+
+def _make(implementation: Implementation, case: Any, device: str) -> Any:
+    return implementation

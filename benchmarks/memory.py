@@ -1,0 +1,71 @@
+"""The peak memory of one call, and what the allocator of a CPU does with freed memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Parameters of glibc's mallopt: from which size a block is mapped by itself, and how much free memory is given back.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+KEEP = (32 * 2**20, 2**31 - 1)  # (mmap, trim): 32 MiB is where glibc's own adjusting ends
+GIVE_BACK = (64 * 2**10, 128 * 2**10)
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_memory(function: Callable[[], Any], device: str) -> float:
+    """Bytes in use at the highest moment of function(), over what was in use before; NaN where nothing can say.
+
+    On a GPU torch's own counter. On a CPU the resident set: Linux resets its high-water mark on request. For this one
+    call the allocator gives back all that is freed, so that the peak is of what is in use, and what earlier calls
+    freed cannot hide a new tensor.
+    """
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before: float = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return float(torch.cuda.max_memory_allocated() - before)
+    try:
+        set_allocator(*GIVE_BACK)
+        ctypes.CDLL(None).malloc_trim(0)
+        CLEAR.write_text("5")
+        before = _resident("VmRSS")
+        function()
+        return max(0.0, _resident("VmHWM") - before)
+    except (OSError, AttributeError, ValueError):
+        return float("nan")
+    finally:
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """For timing: freed blocks up to 32 MiB stay with the process, as they do in one that has run for a while.
+
+    Otherwise a result of some MiB would cost page faults in one call and none in the next.
+    """
+    set_allocator(*KEEP)
+
+
+def set_allocator(mmap: int, trim: int) -> None:
+    """Nothing where the C library is not glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(MMAP_THRESHOLD, mmap)
+    mallopt(TRIM_THRESHOLD, trim)
+
+
+def _resident(name: str) -> float:
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(name + ":"):
+            return 1024.0 * int(line.split()[1])
+    raise ValueError(f"{STATUS} has no {name}")

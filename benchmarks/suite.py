@@ -1,0 +1,137 @@
+"""All ops, by the names that the command line takes, and a run over some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+import undivided
+
+from .attention import ATTENTION
+from .attention_decode import ATTENTION_DECODE
+from .ceilings import Ceilings, drift, measure_ceilings
+from .feed_forward import FEED_FORWARD
+from .generation import GENERATION
+from .layer_norm import LAYER_NORM, RMS_NORM
+from .layers import LAYERS
+from .machine import busy
+from .memory import keep_freed_memory
+from .op import Op
+from .rows import Row
+from .runner import Settings, absent_rows, measure
+from .scaling import SCALING
+from .training_step import TRAINING_STEP
+
+ALL = (
+    ATTENTION,
+    ATTENTION_DECODE,
+    LAYER_NORM,
+    RMS_NORM,
+    FEED_FORWARD,
+    LAYERS,
+    TRAINING_STEP,
+    GENERATION,
+    SCALING,
+)
+PUBLIC = {"attention_decode"}  # ops of the package that not every version has
+
+
+def available() -> dict[str, Op]:
+    return {op.name: op for op in ALL if op.name not in PUBLIC or hasattr(undivided, op.name)}
+
+
+OPS = available()
+GROUPS = ("cpu", "all")  # every op: on the CPU, or where torch would run it
+DRIFT = 1.15  # ceilings measured before and after a run may differ by this factor before we say so
+
+
+@dataclass
+class Run:
+    """The rows of each op, what was measured on, and what a reader must know before believing them."""
+
+    ceilings: Ceilings
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def grows(self, name: str) -> bool:
+        return OPS[name].grows
+
+    @property
+    def failed(self) -> list[Row]:
+        """Our own rows that are wrong or broke."""
+        return [
+            row
+            for rows in self.rows.values()
+            for row in rows
+            if row.ours and (row.status == "wrong" or row.status.startswith("failed"))
+        ]
+
+
+def find(names: Sequence[str]) -> list[Op]:
+    """The ops called `names`.
+
+    Raises:
+        ValueError: a name is unknown; the text lists those that are allowed.
+    """
+    missing = [op.name for op in ALL if op.name in names and op.name not in OPS]
+    if missing:
+        raise ValueError(f"this version of the package has no undivided.{missing[0]}, so there is nothing to time")
+    unknown = [name for name in names if name not in OPS and name not in GROUPS]
+    if unknown:
+        allowed = ", ".join((*OPS, *GROUPS, "compare", "readme"))
+        raise ValueError(f"no benchmark is called {unknown[0]!r}; allowed: {allowed}")
+    if any(name in GROUPS for name in names) or not names:
+        return list(OPS.values())
+    return [OPS[name] for name in dict.fromkeys(names)]
+
+
+def default_backends(device: str, quick: bool) -> tuple[str, ...]:
+    """`auto` is a row of its own: it is what a user gets."""
+    own = ("cuda", "triton") if device == "cuda" else ("cpu",)
+    return own if quick else (*own, "auto")
+
+
+def run(
+    ops: Sequence[Op],
+    device: str,
+    backends: Sequence[str],
+    settings: Settings,
+    progress: Callable[[str, int, int], None] = lambda text, done, total: None,
+    finished: Callable[[Op, list[Row]], None] = lambda op, rows: None,
+) -> Run:
+    """Measures; `finished` is called with the rows of each op as soon as it is done."""
+    reason = busy()
+    keep_freed_memory()
+    outcome = Run(measure_ceilings(device), warnings=[] if reason is None else [reason])
+    plan = {
+        op.name: [(case, mode) for case in op.cases(settings.quick, device) for mode in op.modes(case)] for op in ops
+    }
+    done, total = 0, sum(len(pairs) for pairs in plan.values())
+    for op in ops:
+        providers = op.providers(device, backends)
+        rows = absent_rows(op, providers, outcome.ceilings)
+        for case, mode in plan[op.name]:
+            progress(f"{op.name}: {case.name}, {mode}", done, total)
+            rows += measure(op, case, mode, providers, outcome.ceilings, settings)
+            done += 1
+        outcome.rows[op.name] = rows
+        finished(op, rows)
+    progress("ceilings again", done, total)
+    outcome.warnings += list(remarks(outcome, measure_ceilings(device)))
+    return outcome
+
+
+def remarks(outcome: Run, after: Ceilings) -> Iterator[str]:
+    factor = drift(outcome.ceilings, after)
+    if factor > DRIFT:
+        yield f"the ceilings moved by a factor of {factor:.2f} during the run: the machine was not at rest"
+    timed = [row for rows in outcome.rows.values() for row in rows if row.timed]
+    noisy = sum(row.noisy for row in timed)
+    if noisy:
+        yield f"{noisy} of {len(timed)} rows are noisy (p80 more than 1.25 times p20), marked ~"
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,240 @@
+"""Benchmarks: the gate, the lines of those that cannot run, samples, counts, lengths, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import undivided
+from undivided import cli
+from undivided.benchmarks import attention, counts, layer_norm, lengths, rows, runner, suite
+from undivided.benchmarks.ceilings import Ceilings
+from undivided.benchmarks.op import Absent, Provider
+
+CEILINGS = Ceilings("cpu", "a test", {2**20: 1e10}, {"float32": 1e11, "bfloat16": 2e11})
+SETTINGS = runner.Settings(seconds=0.001, quick=True, compiles=False)
+NORM = layer_norm.Case("layer_norm", 16, 32, "float32")
+
+
+def honest(case, device):
+    return layer_norm.eager(case, device)
+
+
+def measure(op, case, mode, *providers):
+    return runner.measure(op, case, mode, providers, CEILINGS, SETTINGS)
+
+
+def provider(name, make, backend=None):
+    return Provider(name, "1", make, backend=backend)
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward", "forward_backward"])
+def test_wrong_provider_is_refused_with_its_error_and_no_time(mode):
+    def off(case, device):
+        right = layer_norm.eager(case, device)
+        return lambda **values: right(**values) * 1.001
+
+    good, bad = measure(layer_norm.LAYER_NORM, NORM, mode, provider("good", honest), provider("bad", off, "cpu"))
+    assert good.status == "ok" and good.median > 0 and good.error <= good.budget
+    assert bad.status == "wrong" and bad.error > bad.budget
+    assert math.isnan(bad.median) and math.isnan(bad.ratio) and bad.repeats == 0
+    assert good.ratio == 1.0  # a wrong one is nobody's peer
+
+
+def test_result_with_nan_is_wrong():
+    def broken(case, device):
+        return lambda **values: values["x"] * torch.nan
+
+    (row,) = measure(layer_norm.LAYER_NORM, NORM, "forward", provider("nan", broken))
+    assert row.status == "wrong" and not row.timed
+
+
+def test_provider_that_cannot_run_is_a_line_with_the_reason():
+    def never(case, device):
+        raise NotImplementedError("it has no layer norm")
+
+    def refused(case, device):
+        def call(**values):
+            return undivided.layer_norm(**values, backend="sdpa")
+
+        return call
+
+    def breaks(case, device):
+        return lambda **values: 1 / 0
+
+    found = measure(
+        layer_norm.LAYER_NORM,
+        NORM,
+        "forward",
+        provider("never", never),
+        provider("refused", refused, "sdpa"),
+        provider("broken", breaks),
+        provider("good", honest),
+    )
+    assert [row.provider for row in found if row.timed] == ["good"]
+    assert found[0].status == "cannot: it has no layer norm"
+    assert found[1].status.startswith("cannot: backend='sdpa' does not run this call")
+    assert found[2].status == "failed: ZeroDivisionError: division by zero"
+
+
+def test_absent_provider_is_one_line_for_all_cases():
+    absent = [Absent("somebody", "not installed (No module named 'somebody')")]
+    (row,) = runner.absent_rows(layer_norm.LAYER_NORM, absent, CEILINGS)
+    assert (row.case, row.status) == ("all", "absent: not installed (No module named 'somebody')")
+    assert measure(layer_norm.LAYER_NORM, NORM, "forward", *absent) == []
+
+
+def test_ratio_is_over_the_best_peer():
+    ours, slow, fast = (rows.Row("op", "case", "forward", name, "1", "ok") for name in ("ours", "slow", "fast"))
+    ours.ours = True
+    times = {"ours": [1.0] * 5, "slow": [4.0] * 5, "fast": [3.0, 3.0, 3.0, 5.0, 9.0]}
+    op = replace(layer_norm.LAYER_NORM, work=lambda case, mode: runner_work(8e9, 4e9))
+    runner.fill([ours, slow, fast], times, op, NORM, "forward", CEILINGS)
+    assert (ours.ratio, slow.ratio, fast.ratio) == (3.0, 0.75, 1.0)
+    assert (fast.p20, fast.p80, fast.noisy, slow.noisy) == (3.0, 5.0, True, False)
+    # 4e9 bytes at 1e10 a second take 0.4 s, 8e9 operations at 1e11 take 0.08 s
+    assert (ours.ceiling, ours.of_ceiling) == ("copy", pytest.approx(0.4))
+
+
+def runner_work(operations, moved):
+    from undivided.benchmarks.op import Work
+
+    return Work(operations, moved)
+
+
+def test_samples_are_interleaved_and_each_round_starts_elsewhere():
+    from undivided.benchmarks.clock import SHORTEST_SAMPLE, interleaved
+
+    order = []
+
+    def note(name):
+        import time
+
+        order.append(name)
+        time.sleep(2 * SHORTEST_SAMPLE)  # long enough that a sample is one call
+
+    times = interleaved({"a": lambda: note("a"), "b": lambda: note("b")}, "cpu", 0.0, rounds=(3, 3))
+    assert [len(taken) for taken in times.values()] == [3, 3]
+    assert order == ["a", "a", "b", "b", "a", "b", "b", "a", "a", "b"]
+    assert all(sample >= 2 * SHORTEST_SAMPLE for taken in times.values() for sample in taken)
+
+
+def test_counts_by_hand():
+    # 2 sequences, 3 heads: q k^T and p v are each 5 x 7 x 11 multiply-adds
+    assert counts.attention_operations(2, 3, 5, 7, 11, False, "forward") == 2 * 3 * 2 * (2 * 5 * 7 * 11)
+    assert counts.attention_operations(2, 3, 5, 7, 11, True, "backward") == 2 * 3 * (2 * 5 * 7 * 11) * 2.5
+    assert counts.attention_operations(1, 1, 4, 4, 8, False, "forward_backward") == 3.5 * 4 * 4 * 4 * 8
+    # q and out: 2 * 6 * 5 * 11, k and v: 2 * 3 * 7 * 11 numbers for each of 2 sequences, 2 bytes each
+    assert counts.attention_bytes(2, 6, 3, 5, 7, 11, 2, "forward") == 2 * (2 * 6 * 5 * 11 + 2 * 3 * 7 * 11) * 2
+    assert counts.norm_bytes(10, 20, 4, False, "forward") == 10 * 20 * 4 * 2
+    assert counts.norm_bytes(10, 20, 2, False, "backward") == 10 * 20 * 2 * 3
+    assert counts.norm_bytes(10, 20, 2, True, "forward_backward") == 10 * 20 * 2 * 8
+    assert counts.feed_forward_operations(3, 5, 7, False, "forward") == 2 * (2 * 3 * 5 * 7)
+    assert counts.feed_forward_operations(3, 5, 7, True, "forward_backward") == 9 * (2 * 3 * 5 * 7)
+
+
+def test_padding_is_no_work():
+    case = attention.Case(2, 8, 8, 1, 1, 16, "float32", lengths=(8, 2), source="verses")
+    assert attention.work(case, "forward").operations == 4 * 16 * (8 * 8 + 2 * 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {},
+        dict(causal=True),
+        dict(bias="relative"),
+        dict(bias="alibi"),
+        dict(nheads=4, causal=True),
+        dict(lengths=(9, 3), source="verses"),
+        dict(lengths=(9, 3), source="verses", packed=True),
+        dict(seqlen_q=5),
+    ],
+    ids=str,
+)
+def test_attention_providers_agree_with_the_reference(words):
+    case = attention.Case(
+        **(dict(batch=2, seqlen_q=9, seqlen_k=9, nheads=2, nheads_kv=2, head_dim=8) | words), dtype="float32"
+    )
+    for mode in attention.modes(case):
+        found = measure(attention.ATTENTION, case, mode, *attention.providers("cpu", ("auto", "reference")))
+        timed = {row.provider for row in found if row.timed}
+        assert {"undivided auto", "undivided reference", "torch sdpa"} <= timed, [row.status for row in found]
+        assert not [row for row in found if row.status == "wrong" or row.status.startswith("failed")]
+
+
+def test_lengths_are_spread_over_the_distribution():
+    for name, distribution in lengths.STORED.items():
+        assert len(distribution.quantiles) == 32 and list(distribution.quantiles) == sorted(distribution.quantiles)
+        assert lengths.batch(name, 32) == tuple(reversed(distribution.quantiles))
+    assert lengths.batch("reviews", 2) == (
+        lengths.STORED["reviews"].quantiles[24],
+        lengths.STORED["reviews"].quantiles[8],
+    )
+    assert lengths.quantiles(list(range(320))) == tuple(range(5, 320, 10))
+    with pytest.raises(ValueError, match="no lengths are called 'poems'; allowed: letters, phonemes"):
+        lengths.batch("poems", 4)
+
+
+def tiny(monkeypatch):
+    """The suite with one small case of layer norm."""
+    op = replace(layer_norm.LAYER_NORM, cases=lambda quick, device: [NORM])
+    monkeypatch.setattr(suite, "OPS", {"layer_norm": op})
+    monkeypatch.setattr(suite, "measure_ceilings", lambda device: CEILINGS)
+
+
+def test_command_end_to_end(tmp_path, monkeypatch, capsys):
+    tiny(monkeypatch)
+    words = ["bench", "layer_norm", "--quick", "--device", "cpu", "--backend", "cpu", "--seconds", "0.001"]
+    assert cli.main([*words, "--out", str(tmp_path / "old")]) == 0
+    out = capsys.readouterr().out
+    assert "16x32 float32, forward" in out and "undivided cpu" in out
+    assert f"wrote {tmp_path / 'old' / 'layer_norm.quick.csv'}" in out
+    found = rows.read_csv(tmp_path / "old" / "layer_norm.quick.csv")
+    assert {row.provider for row in found if row.timed} == {"undivided cpu", "torch eager"}
+    assert {row.mode for row in found if row.timed} == {"forward", "backward"}
+    assert all(row.ratio > 0 and row.error <= row.budget and row.quick for row in found if row.timed)
+    page = (tmp_path / "old" / "report.quick.html").read_text()
+    assert "undivided cpu" in page and 'src="data:image/png;base64,' in page and "http" not in page
+
+    assert cli.main([*words, "--out", str(tmp_path / "new"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {row["provider"] for row in printed} >= {"undivided cpu", "torch eager"}
+    assert cli.main(["bench", "compare", str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    assert "4 rows:" in capsys.readouterr().out
+
+
+def test_command_fails_when_a_row_of_ours_is_wrong(tmp_path, monkeypatch, capsys):
+    tiny(monkeypatch)
+    op = replace(
+        suite.OPS["layer_norm"],
+        providers=lambda device, backends: [provider("undivided cpu", lambda case, device: torch.sub, "cpu")],
+        build=lambda function, case, mode, device: lambda: (torch.zeros(16, 32),),
+        modes=lambda case: ("forward",),
+    )
+    monkeypatch.setattr(suite, "OPS", {"layer_norm": op})
+    assert cli.main(["bench", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 1
+    assert "16x32 float32, forward: undivided cpu is wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["fly"], "no benchmark is called 'fly'; allowed: attention, layer_norm"),
+        (["layer_norm", "--backend", "fast"], "--backend fast is unknown; allowed: auto, cuda"),
+        (["layer_norm", "--seconds", "0"], "--seconds 0.0: a number above 0"),
+        (["layer_norm", "--out", "/proc/nowhere"], "results cannot be written to /proc/nowhere"),
+        (["cpu", "--device", "cuda"], "`bench cpu` runs on the CPU"),
+        (["compare", "one.csv"], "compare takes two files or folders, OLD and NEW; 1 were given"),
+        (["compare", "missing.csv", "missing.csv"], "missing.csv is not there"),
+        (["readme", "missing"], "missing is no folder"),
+    ],
+)
+def test_bad_input_is_one_line(words, complaint, capsys):
+    assert cli.main(["bench", *words]) == 2
+    captured = capsys.readouterr()
+    assert complaint in captured.err and len(captured.err.splitlines()) == 1

@@ -1,0 +1,210 @@
+"""Each op's benchmark on a case small enough for a test: everybody passes the gate, and counts are right."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import undivided
+from undivided.benchmarks import (
+    attention,
+    attention_decode,
+    feed_forward,
+    generation,
+    layers,
+    lengths,
+    runner,
+    scaling,
+    suite,
+    training_step,
+)
+from undivided.benchmarks.ceilings import Ceilings
+from undivided.benchmarks.implementations import on_backend, on_torch
+from undivided.benchmarks.memory import CLEAR, peak_memory
+
+CEILINGS = Ceilings("cpu", "a test", {2**20: 1e10}, {"float32": 1e11, "bfloat16": 2e11})
+SETTINGS = runner.Settings(seconds=0.001, quick=True, compiles=False)
+
+
+def measure(op, case, backends=("auto", "reference")):
+    """Rows of all modes; none of them may be wrong or broken."""
+    rows = []
+    for mode in op.modes(case):
+        rows += runner.measure(op, case, mode, op.providers("cpu", backends), CEILINGS, SETTINGS)
+    assert not [f"{row.provider}: {row.status}" for row in rows if row.status == "wrong" or row.status[:6] == "failed"]
+    return rows
+
+
+def timed(rows):
+    return {(row.provider, row.mode) for row in rows if row.timed}
+
+
+@pytest.mark.parametrize("kind", feed_forward.KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_feed_forward(kind, dtype):
+    rows = measure(feed_forward.FEED_FORWARD, feed_forward.Case(8, 16, 32, kind, dtype))
+    both = {"forward", "forward_backward"}
+    assert timed(rows) >= {(name, mode) for name in ("undivided auto", "torch eager") for mode in both}
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers(kind, dtype):
+    rows = measure(layers.LAYERS, layers.Case(kind, 2, 16, 2, 32, dtype))
+    both = {"forward", "forward_backward"}
+    assert timed(rows) >= {(name, mode) for name in ("undivided auto", "torch") for mode in both}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_step(dtype):
+    case = training_step.Case(2, 1, 32, 2, 64, dtype)
+    rows = measure(training_step.TRAINING_STEP, case)
+    assert timed(rows) >= {("undivided auto", "step"), ("undivided reference", "step"), ("torch", "step")}
+    assert rows[0].items == sum(lengths.batch("verses", 2)) + sum(lengths.batch("plain verses", 2))
+
+
+def test_training_step_leaves_the_weights_as_they_are():
+    case = training_step.Case(2, 1, 16, 2, 32, "float32")
+    model, _, optimizer = training_step.setup(case, "cpu")
+    before = [weight.clone() for weight in model.parameters()]
+    training_step.build(on_torch(), case, "step", "cpu")()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert optimizer.state  # the optimizer did run
+
+
+def test_training_step_gate_sees_a_wrong_gradient():
+    case = training_step.Case(2, 1, 16, 2, 32, "float32")
+    outputs = list(training_step.build(on_torch(), case, "step", "cpu")())
+    names = [name for name, _ in training_step.setup(case, "cpu")[0].named_parameters()]
+    index = names.index("decoder.blocks.0.feed_forward.w_in.weight") + 1
+    outputs[index] = outputs[index] * 1.001
+    checked = training_step.checked(case, "step", outputs)
+    error, budget = runner.budget_of(checked, *training_step.expected(case, "step", "cpu"))
+    assert error > budget
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_generation(dtype):
+    case = generation.Case(2, 3, 1, 16, 2, 32, dtype)
+    rows = measure(generation.GENERATION, case)
+    modes = {"first_token", "tokens"}
+    assert timed(rows) >= {(name, mode) for name in ("undivided auto", "torch") for mode in modes}
+    assert {row.mode: row.items for row in rows} == {"first_token": 2, "tokens": 6}
+
+
+def test_implementation_is_undone_even_after_an_error():
+    from undivided import ops
+
+    before = ops.attention
+    with pytest.raises(ZeroDivisionError), on_backend("reference").open():
+        assert ops.attention is not before
+        1 / 0  # noqa: B018
+    assert ops.attention is before
+
+
+@pytest.mark.parametrize("bias", [None, "relative"])
+def test_scaling_checks_a_part_and_knows_all_gradients(bias):
+    case = attention.Case(1, 100, 100, 2, 2, 8, "float32", bias=bias)
+    rows = measure(scaling.SCALING, case)
+    assert timed(rows) >= {(name, "forward_backward") for name in ("undivided auto", "torch sdpa", "torch sdpa math")}
+    # what it expects is what the whole reference gives for the same dout
+    values = {name: value.double() for name, value in scaling.inputs(case, "cpu").items()}
+    dout = values.pop("dout")
+    leaves = {name: value.requires_grad_() for name, value in values.items()}
+    out = attention.with_words(case, "cpu", undivided.reference.attention)(**leaves)
+    whole = torch.autograd.grad(out, list(leaves.values()), dout)
+    for got, right in zip(scaling.expected(case, "forward_backward", "cpu")[0], whole, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-12)
+
+
+def test_exponent_of_powers():
+    assert scaling.exponent([(x, 3 * x**2) for x in (1, 2, 4, 8)]) == pytest.approx(2)
+    # a constant cost hides the growth of small sizes: only the upper half counts
+    points = [(2.0**n, 1000 + 2.0**n) for n in range(4, 24)]
+    assert scaling.exponent(points) == pytest.approx(1, abs=0.05)
+    assert math.isnan(scaling.exponent([(1, 1)])) and math.isnan(scaling.exponent([]))
+
+
+def test_matrix_too_large_for_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(scaling, "memory", lambda device: 2**30)
+    case = attention.Case(1, 2**15, 2**15, 2, 2, 8, "float32")
+    (math_,) = [one for one in scaling.providers("cpu", ("auto",)) if one.name == "torch sdpa math"]
+    with pytest.raises(NotImplementedError, match="its score matrices take about 32 GiB"):
+        math_.make(case, "cpu")
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="only Linux resets its high-water mark")
+def test_peak_memory_is_that_of_the_highest_moment():
+    def both():
+        first = torch.ones(24 * 2**20, dtype=torch.int8)
+        del first
+        return torch.ones(40 * 2**20, dtype=torch.int8)
+
+    both()  # what torch itself needs once is not the function's
+    assert peak_memory(both, "cpu") == pytest.approx(40 * 2**20, rel=0.1)
+    assert peak_memory(lambda: None, "cpu") < 2**20
+
+
+def test_decode_appears_with_its_op(monkeypatch):
+    monkeypatch.delattr(undivided, "attention_decode", raising=False)
+    assert "attention_decode" not in suite.available()
+
+    def attention_decode_(q, k, v, key_lengths, backend):
+        return undivided.attention(q, k, v, key_lengths=key_lengths, backend=backend)
+
+    monkeypatch.setattr(undivided, "attention_decode", attention_decode_, raising=False)
+    assert suite.available()["attention_decode"] is attention_decode.ATTENTION_DECODE
+    case = attention_decode.Case(2, 40, 4, 2, 8, "float32")
+    rows = measure(attention_decode.ATTENTION_DECODE, case)
+    assert timed(rows) >= {(name, "forward") for name in ("undivided auto", "torch sdpa", "torch matmul")}
+    # q and out 2 * 4 * 8, k and v 2 * 40 * 2 * 8 numbers for each of two sequences, four bytes each
+    assert rows[0].bytes == 2 * 4 * (2 * 4 * 8 + 2 * 40 * 2 * 8)
+
+
+def test_layer_operations_by_hand():
+    # projections 4 * 8 * 8 and feed-forward 2 * 8 * 16 multiply-adds a token, scores and values 2 * 5 * 5 * 8
+    assert sum(layers.encoder_operations(5, 8, 16)) == 2 * (5 * (4 * 64 + 2 * 128) + 2 * 5 * 5 * 8)
+    matmuls, attended = layers.decoder_operations(3, 5, 8, 16)
+    assert matmuls == 2 * (3 * (6 * 64 + 2 * 128) + 5 * 2 * 64)
+    assert attended == 2 * (2 * 3 * 3 * 8) / 2 + 2 * (2 * 3 * 5 * 8)
+    assert layers.with_backward(10.0, 4.0, "forward_backward") == 3 * 10 + 3.5 * 4
+
+
+def test_every_case_has_a_name_of_its_own():
+    for op in suite.ALL:
+        for words in itertools.product((True, False), ("cpu", "cuda")):
+            cases = op.cases(*words)
+            assert len({case.name for case in cases}) == len(cases), op.name
+            assert all(op.work(case, mode).bytes > 0 for case in cases for mode in op.modes(case))
+
+
+def test_provider_of_the_readme_is_one_function_and_one_line():
+    from pathlib import Path
+
+    from undivided.benchmarks.op import Provider
+
+    page = (Path(attention.__file__).resolve().parent / "README.md").read_text(encoding="utf-8")
+    blocks = [block.removeprefix("python\n") for block in page.split("```") if block.startswith("python\n")]
+    scope = {"torch": torch, "Provider": Provider}
+    exec(blocks[0], scope)
+    (provider,) = eval(f"[{blocks[1].strip()}]", scope)
+    case = attention.Case(1, 9, 9, 2, 2, 8, "float32")
+    for mode in attention.modes(case):
+        (row,) = runner.measure(attention.ATTENTION, case, mode, [provider], CEILINGS, SETTINGS)
+        assert row.timed and row.provider == "manual"
+    causal = attention.Case(1, 9, 9, 2, 2, 8, "float32", causal=True)
+    (row,) = runner.measure(attention.ATTENTION, causal, "forward", [provider], CEILINGS, SETTINGS)
+    assert row.status == "cannot: it has no masks, no biases and no grouped heads"
+
+
+def test_ctranslate2_has_the_same_weights():
+    pytest.importorskip("ctranslate2", reason="an optional peer")
+    case = generation.Case(2, 3, 2, 16, 2, 32, "float32")
+    names = {("ctranslate2", mode) for mode in ("first_token", "tokens")}
+    assert timed(measure(generation.GENERATION, case)) >= names
+    narrow = generation.Case(2, 3, 1, 16, 2, 32, "bfloat16")
+    (reason,) = {row.status for row in measure(generation.GENERATION, narrow) if row.provider == "ctranslate2"}
+    assert reason == "cannot: it has no bfloat16 weights on a CPU"
