@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ..reference.bias import relative_buckets
+from ..reference.dropout import LOW, seed_state
 from . import DTYPES
-
-LOW = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,6 @@ def readable(x: Tensor) -> Tensor:
     """`x`, unexpanded, with keys next to each other."""
     x = unexpanded(x)
     return x if x.shape[3] == 1 or x.stride(3) == 1 else x.contiguous()
-
-
-def mix(x: int) -> int:
-    """The mixing step of dropout's hash (see reference/dropout.py) on a Python integer."""
-    x ^= x >> 16
-    x = x * 0x7FEB352D & LOW
-    x ^= x >> 15
-    x = x * 0x846CA68B & LOW
-    return x ^ (x >> 16)
 
 
 @lru_cache(maxsize=64)
@@ -148,7 +138,7 @@ def describe(
     if dropout_p:
         words.update(
             dropout=True,
-            state=mix(seed & LOW) ^ (seed >> 32),
+            state=seed_state(seed),
             threshold=min(round(dropout_p * 2**32), LOW),
             keep_scale=1.0 / (1.0 - dropout_p),
         )

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
-_LOW = 0xFFFFFFFF
+LOW = 0xFFFFFFFF
+Words = TypeVar("Words", int, Tensor)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit words in which every input bit reaches every output bit; int64 holds the words."""
+def mix(x: Words) -> Words:
+    """A bijection of 32-bit words in which every input bit reaches every output bit; int64 holds a tensor's words."""
     x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & _LOW
+    x = (x * 0x7FEB352D) & LOW
     x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & _LOW
+    x = (x * 0x846CA68B) & LOW
     return x ^ (x >> 16)
+
+
+def seed_state(seed: int) -> int:
+    """What all elements share of a seed below 2^63."""
+    return mix(seed & LOW) ^ (seed >> 32)
 
 
 def dropout_mask(
     seed: int, p: float, batch: int, nheads: int, seqlen_q: int, seqlen_k: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """bool (batch, nheads, seqlen_q, seqlen_k); True is kept, with probability 1 - p."""
-    word = torch.tensor(seed & _LOW, device=device)
-    heads = torch.arange(batch * nheads, device=device)
-    row = _mix(_mix(word) ^ (seed >> 32) ^ heads)[:, None]
-    row = _mix(row ^ torch.arange(seqlen_q, device=device))[:, :, None]
+    # On a tensor, as torch.compile may hold the seed as a symbol.
+    state = mix(torch.tensor(seed & LOW, device=device)) ^ (seed >> 32)
+    row = mix(state ^ torch.arange(batch * nheads, device=device))[:, None]
+    row = mix(row ^ torch.arange(seqlen_q, device=device))[:, :, None]
     keys = torch.arange(seqlen_k, device=device) * 0x9E3779B9
-    drawn = _mix((row + keys) & _LOW)
+    drawn = mix((row + keys) & LOW)
     return (drawn >= round(p * 2**32)).view(batch, nheads, seqlen_q, seqlen_k)
