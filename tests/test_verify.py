@@ -1,5 +1,6 @@
 """Verification: every backend on the case tables, and proof that a broken kernel is found."""
 
+import importlib
 import json
 
 import pytest
@@ -73,7 +74,21 @@ def test_a_broken_attention_kernel_fails(monkeypatch, capsys):
         return out, lse
 
     monkeypatch.setattr(attention_autograd, "run_forward", wrong)
-    assert cli.main(["verify", "--quick", "--op", "attention", "--backend", "cpu"]) in (1, 2)
+    assert cli.main(["verify", "--quick", "--op", "attention", "--backend", "cpu"]) == 1
+    assert "out" in capsys.readouterr().out
+
+
+def test_a_broken_feed_forward_kernel_fails(monkeypatch, capsys):
+    module = importlib.import_module("undivided.ops.feed_forward")  # the package's attribute of that name is the op
+    right = module._launch_backward
+
+    def wrong(*args):
+        dx, dw_in, *rest = right(*args)
+        return dx, dw_in * 1.01, *rest
+
+    monkeypatch.setattr(module, "_launch_backward", wrong)
+    assert cli.main(["verify", "--quick", "--op", "feed_forward", "--backend", "cpu"]) == 1
+    assert "dw_in" in capsys.readouterr().out
 
 
 def test_nothing_to_verify_is_an_error(capsys):
