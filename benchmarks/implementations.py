@@ -14,15 +14,19 @@ from torch import Tensor
 
 from .op import Absent, Provider
 
-NAMES = ("attention", "layer_norm", "rms_norm", "feed_forward")
+NAMES = ("attention", "attention_decode", "attention_packed", "layer_norm", "rms_norm", "feed_forward")
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """`open()` is the context in which a model runs on it; compiles: the model goes through torch.compile first."""
+    """`open()` is the context in which a model runs on it.
+
+    compiles: the model goes through torch.compile first. packed: the batch goes in without its padding.
+    """
 
     open: Callable[[], AbstractContextManager[None]]
     compiles: bool = False
+    packed: bool = False
 
 
 @contextmanager
@@ -40,18 +44,22 @@ def replaced(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
             setattr(ops, name, function)
 
 
-def on_backend(backend: str) -> Implementation:
+def on_backend(backend: str, packed: bool = False) -> Implementation:
     """Every op with `backend`."""
     import undivided
 
     functions = {name: partial(getattr(undivided, name), backend=backend) for name in NAMES}
-    return Implementation(lambda: replaced(functions))
+    return Implementation(lambda: replaced(functions), packed=packed)
 
 
 def on_torch(compiles: bool = False) -> Implementation:
     """scaled_dot_product_attention, F.layer_norm, F.rms_norm and F.linear, as a user of plain torch writes them."""
     functions: dict[str, Callable[..., Any]] = dict(
-        attention=attention, layer_norm=layer_norm, rms_norm=rms_norm, feed_forward=feed_forward
+        attention=attention,
+        attention_decode=attention_decode,
+        layer_norm=layer_norm,
+        rms_norm=rms_norm,
+        feed_forward=feed_forward,
     )
     return Implementation(lambda: replaced(functions), compiles)
 
@@ -64,6 +72,7 @@ def attention(
     causal: bool = False,
     key_lengths: Tensor | None = None,
     bias: Any = None,
+    scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
     """(batch, seqlen, nheads, head_dim). One query sees all of its cache; a longer causal call must be square."""
@@ -75,8 +84,29 @@ def attention(
     if key_lengths is not None:
         mask = (torch.arange(k.shape[1], device=k.device) < key_lengths[:, None])[:, None, None, :]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout_p)
-    return out.transpose(1, 2)
+    words: dict[str, Any] = dict(attn_mask=mask, is_causal=causal, dropout_p=dropout_p, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, **words).transpose(1, 2)
+
+
+def attention_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_lengths: Tensor,
+    *,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    causal: bool = True,
+    bias: Any = None,
+    scale: float | None = None,
+) -> Tensor:
+    """A step on caches whose rows are equally long, or cross attention to a memory with lengths of its own."""
+    if k is None or v is None:
+        return attention(q, k_cache, v_cache, key_lengths=cache_lengths, bias=bias, scale=scale)
+    start = int(cache_lengths[0])  # whoever writes this in plain torch keeps it as a number
+    end = start + k.shape[1]
+    k_cache[:, start:end], v_cache[:, start:end] = k, v
+    return attention(q, k_cache[:, :end], v_cache[:, :end], causal=causal, bias=bias, scale=scale)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, residual: Tensor | None = None) -> Any:

@@ -102,10 +102,19 @@ def fill(rows: list[Row], times: dict[str, list[float]], op: Op, case: Any, mode
             row.p20, row.p80 = quantile(taken, 0.2), quantile(taken, 0.8)
             row.of_ceiling, row.ceiling = floor / row.median, name
             row.noisy = row.p80 > NOISY * row.p20
-    peers = [row.median for row in rows if row.timed and not row.ours]
+    peers = [row for row in rows if row.timed and not row.ours]
+    if not peers:
+        return
+    best = times[min(peers, key=lambda row: row.median).provider]
     for row in rows:
-        if peers and row.timed:
-            row.ratio = min(peers) / row.median
+        if row.timed:
+            row.ratio = paired_ratio(best, times[row.provider])
+
+
+def paired_ratio(peer: Sequence[float], own: Sequence[float]) -> float:
+    """The median over the rounds of peer / own: what slows the machine for a while slows both samples of a round, and
+    drops out, whereas it may move one of two medians and not the other."""
+    return statistics.median(theirs / ours for theirs, ours in zip(peer, own, strict=True))
 
 
 def absent_rows(op: Op, providers: Sequence[Provider | Absent], ceilings: Ceilings) -> list[Row]:

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import lengths
+from . import implementations, lengths
 from .counts import decoder_operations, encoder_operations, with_backward
-from .implementations import Implementation, on_backend, on_torch, providers
-from .op import Op, Runnable, Work
+from .implementations import Implementation, on_backend, on_torch
+from .op import Absent, Op, Provider, Runnable, Work
 
 VOCAB = 4096
 PAD = 0
@@ -104,6 +104,14 @@ def setup(case: Case, device: str) -> tuple[nn.Module, tuple[Tensor, ...], torch
     return model, (src, tgt, src_lengths), torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
 
+def providers(device: str, backends: Sequence[str]) -> list[Provider | Absent]:
+    """The padded batch on everybody, and packed on our kernels; torch has no attention for packed batches on a CPU."""
+    import undivided
+
+    packed = Provider("undivided packed", undivided.__version__, lambda *_: on_backend("auto", packed=True), "auto")
+    return [packed, *implementations.providers(device, backends)]
+
+
 def build(implementation: Any, case: Case, mode: str, device: str) -> Runnable:
     model, batch, optimizer = setup(case, device)
     return bind(implementation, model, batch, case.dtype == "bfloat16", optimizer)
@@ -119,7 +127,8 @@ def bind(
     """The loss of every symbol and the gradients of all weights."""
     run = torch.compile(model, dynamic=False) if implementation.compiles else model
     src, tgt, src_lengths = batch
-    kind, tokens = src.device.type, int((tgt[:, 1:] != PAD).sum())
+    lengths = (tgt != PAD).sum(1) - 1  # of what is read and what is written
+    kind, tokens = src.device.type, int(lengths.sum())
 
     def cast() -> AbstractContextManager[object]:
         return torch.autocast(kind, torch.bfloat16) if autocast else nullcontext()
@@ -127,9 +136,7 @@ def bind(
     def once() -> Sequence[Tensor]:
         model.zero_grad(set_to_none=True)
         with implementation.open(), cast():
-            logits = run(src, tgt[:, :-1], src_lengths)
-            wide = logits if logits.dtype == torch.float64 else logits.float()
-            losses = F.cross_entropy(wide.flatten(0, 1), tgt[:, 1:].flatten(), ignore_index=PAD, reduction="none")
+            losses = losses_of(run, src, tgt, src_lengths, lengths, implementation.packed)
         with implementation.open():
             (losses.sum() / tokens).backward()
         if optimizer is not None:
@@ -137,6 +144,24 @@ def bind(
         return [losses.detach(), *(weight.grad for weight in model.parameters() if weight.grad is not None)]
 
     return once
+
+
+def losses_of(model: Any, src: Tensor, tgt: Tensor, src_lengths: Tensor, tgt_lengths: Tensor, packed: bool) -> Tensor:
+    """The loss of every symbol that is no padding, one row after the other. Packing is part of the step."""
+    from undivided.nn import pack
+
+    read, written = tgt[:, :-1], tgt[:, 1:]
+    if packed:
+        (src, sources), (read, targets), (written, _) = (
+            pack(src, src_lengths), pack(read, tgt_lengths), pack(written, tgt_lengths)
+        )  # fmt: skip
+        logits = model(src, read, sources, targets)
+    else:
+        logits = model(src, read, src_lengths)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    written = written.flatten()
+    losses = F.cross_entropy(wide.flatten(0, 1), written, ignore_index=PAD, reduction="none")
+    return losses if packed else losses[written != PAD]
 
 
 def checked(case: Case, mode: str, outputs: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -61,6 +62,31 @@ def compile_kernel(
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, stack = usage(compiled.asm["cubin"])
     return Resources(registers, stack, compiled.metadata.shared)
+
+
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32",
+            torch.int64: "*i64", torch.uint8: "*u8"}  # fmt: skip
+
+
+def compile_call(
+    kernel: Any, arguments: Mapping[str, Any], capability: int, num_warps: int = 4, num_stages: int = 1
+) -> Resources:
+    """Compiles as a call with these arguments would: tensors, numbers, and by UPPER names what is compile-time.
+
+    Tensors may be on the meta device. As in a call an integer 1 is compiled in, and multiples of 16 are known as such.
+    """
+    types, constants, aligned = {}, {}, []
+    for name, value in arguments.items():
+        whole = isinstance(value, int)
+        if name.isupper() or whole and value == 1:
+            constants[name] = value
+        elif isinstance(value, torch.Tensor):
+            types[name] = POINTERS[value.dtype]
+        else:
+            types[name] = "fp32" if not whole else "i32" if -(2**31) <= value < 2**31 else "i64"
+        if name in types and (not whole or value % 16 == 0) and types[name] != "fp32":
+            aligned.append(name)
+    return compile_kernel(kernel, types, constants, capability, num_warps, num_stages, tuple(aligned))
 
 
 def usage(cubin: bytes) -> tuple[int, int]:

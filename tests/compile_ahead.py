@@ -1,6 +1,7 @@
 """Run in a process of its own, without the interpreter: compiles what its arguments name and prints JSON lines.
 
-Arguments: attention | attention_features | norms | feed_forward.
+Arguments: an op of the catalogue and words that an entry's name must hold, or with a minus must not hold; or one of
+the functions below.
 """
 
 import json
@@ -9,17 +10,7 @@ import sys
 import torch
 
 from undivided.kernels.aot import SHARED_LIMIT
-
-
-def attention():
-    from undivided.kernels.attention.compiled import compile_attention
-
-    for capability in SHARED_LIMIT:
-        for head_dim in (64, 128):
-            for name in ("forward", "dq", "dkdv"):
-                for causal in (False, True):
-                    name_of = f"{name} head_dim {head_dim} {'causal' if causal else 'full'}"
-                    yield name_of, capability, compile_attention(name, head_dim, torch.bfloat16, capability, causal)
+from undivided.kernels.catalogue import CATALOGUE, compiled
 
 
 def attention_features():
@@ -36,34 +27,36 @@ def attention_features():
             yield f"{name} packed", 90, compile_attention(name, 40, torch.float32, 90, PACKED=True)
 
 
-def feed_forward():
+def decode_features():
+    """Every feature at once; a cache without an append; blocks of no power of two; the largest head_dim."""
+    from undivided.kernels.attention_decode.compiled import compile_decode
+
+    yield "everything", 90, compile_decode(64, torch.float16, 90, features=True, seqlen_q=2, group=8)
+    yield "cross attention", 90, compile_decode(64, torch.bfloat16, 90, appends=False)
+    yield "head_dim 40, float32", 90, compile_decode(40, torch.float32, 90, block_size=5)
+    yield "head_dim 256", 90, compile_decode(256, torch.bfloat16, 90, group=8, split=True)
+
+
+def feed_forward_others():
+    """Widths that are no multiple of a tile's, and float32."""
     from undivided.kernels.feed_forward.compiled import KERNELS, compile_feed_forward
 
     for name in KERNELS:
         for gated in (False, True):
             kind = f"{name} {'gated' if gated else 'plain'}"
-            for activation in ("relu", "gelu", "gelu_tanh", "silu"):
-                for capability in SHARED_LIMIT:
-                    resources = compile_feed_forward(name, activation, gated, torch.bfloat16, capability)
-                    yield f"{kind} {activation}", capability, resources
             yield f"{kind} uneven", 90, compile_feed_forward(name, "gelu", gated, torch.float16, 90, even=False)
             yield f"{kind} float32", 90, compile_feed_forward(name, "gelu", gated, torch.float32, 90)
 
 
-def norms():
-    """20000 columns go by chunks forward, as 16384 do backward; 8192 are the widest whole row backward."""
-    from undivided.kernels.norm.compiled import compile_norm
-
-    widths = {"forward": (512, 1024, 4096, 16384, 20000), "backward": (512, 1024, 4096, 8192, 16384)}
-    for capability in SHARED_LIMIT:
-        for op in ("layer_norm", "rms_norm"):
-            for weights in (torch.bfloat16, torch.float32):
-                for direction, columns in ((name, width) for name in widths for width in widths[name]):
-                    words = (direction, columns, torch.bfloat16, weights, capability, op == "layer_norm")
-                    for name, resources in compile_norm(*words).items():
-                        yield f"{op} {name} {columns} columns, weights {weights}", capability, resources
+def catalogue(op, *words):
+    for name, entry in CATALOGUE[op]():
+        if all((word.removeprefix("-") in name) != word.startswith("-") for word in words):
+            for capability in SHARED_LIMIT:
+                for found, resources in compiled(entry, name, capability):
+                    yield found, capability, resources
 
 
-for found, capability, resources in globals()[sys.argv[1]]():
+what = sys.argv[1]
+for found, capability, resources in catalogue(*sys.argv[1:]) if what in CATALOGUE else globals()[what]():
     line = {"kernel": found, "capability": capability, **vars(resources), "limit": SHARED_LIMIT[capability]}
     print(json.dumps(line), flush=True)

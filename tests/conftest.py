@@ -9,8 +9,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m gpu` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there is a GPU, the tests of a module with a DEVICE run on it: all of them are marked `gpu`."""
     if torch.cuda.is_available():
+        for item in items:
+            if str(getattr(getattr(item, "module", None), "DEVICE", "cpu")).startswith("cuda"):
+                item.add_marker(pytest.mark.gpu)
         return
     needs_gpu = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:

@@ -19,8 +19,8 @@ def backends(table: tuple[Backend, ...]) -> list[str]:
 
 
 def may_refuse() -> set[str]:
-    """torch's kernel lacks words by contract; the others only where this machine lacks what they need."""
-    absent = {"sdpa"}
+    """torch's kernel and the CUDA ones lack words; the others refuse only where this machine lacks what they need."""
+    absent = {"sdpa", "cuda"}
     if EXTENSION_MISSING is not None or DEVICE.type != "cpu":
         absent.add("cpu")
     if TRITON_MISSING is not None:

@@ -67,6 +67,20 @@ def test_a_hidden_key_or_value_reaches_no_row(backend, name, dtype, bad):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_the_lowest_float_as_a_bias_hides_a_key_and_a_row_of_nothing_else_gives_the_mean(backend):
+    q, k, v = (t.detach() for t in qkv(nheads=2))
+    bias = torch.zeros(2, 1, SEQLEN, SEQLEN, device=DEVICE)
+    bias[0, :, 3] = bias[1, :, :, 5:] = torch.finfo(torch.float32).min
+    bias[1, :, 4, 2] = math.nan
+    out = run(undivided.attention, q, k, v, backend=backend, bias=bias)
+    torch.testing.assert_close(out[0, 3], v[0].mean(0), rtol=1e-5, atol=1e-5)
+    rest = [i for i in range(SEQLEN) if i != 4]
+    few = run(undivided.attention, q[1:, rest], k[1:, :5], v[1:, :5], backend=backend)
+    torch.testing.assert_close(out[1:, rest], few, rtol=1e-5, atol=1e-5)
+    assert out[1, 4].isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_bad_value_in_one_head_stays_in_its_head(backend):
     q, k, v = (t.detach() for t in qkv())
     v[1, 4, 1] = math.nan

@@ -100,6 +100,12 @@ def test_ratio_is_over_the_best_peer():
     assert (ours.ceiling, ours.of_ceiling) == ("copy", pytest.approx(0.4))
 
 
+def test_a_slow_moment_that_hits_both_moves_no_ratio():
+    assert runner.paired_ratio([2.0, 2.0, 8.0, 8.0], [1.0, 1.0, 4.0, 4.0]) == 2.0
+    # of the medians it would be 8
+    assert runner.paired_ratio([2.0, 2.0, 8.0, 8.0, 8.0], [1.0, 1.0, 1.0, 4.0, 4.0]) == 2.0
+
+
 def runner_work(operations, moved):
     from undivided.benchmarks.op import Work
 
@@ -224,7 +230,7 @@ def test_command_fails_when_a_row_of_ours_is_wrong(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["fly"], "no benchmark is called 'fly'; allowed: attention, layer_norm"),
+        (["fly"], "no benchmark is called 'fly'; allowed: attention, attention_decode, layer_norm"),
         (["layer_norm", "--backend", "fast"], "--backend fast is unknown; allowed: auto, cuda"),
         (["layer_norm", "--seconds", "0"], "--seconds 0.0: a number above 0"),
         (["layer_norm", "--out", "/proc/nowhere"], "results cannot be written to /proc/nowhere"),

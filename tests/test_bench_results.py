@@ -121,6 +121,20 @@ def test_readme_section_is_written_between_its_comments(tmp_path):
     assert "| layer_norm | float32 | 4.00 (2.00) |  |  |" in text and "than the best of the peers (peer)" in text
 
 
+def test_another_way_to_use_it_has_a_line_of_its_own():
+    from undivided.benchmarks.summary import summaries
+
+    names = ("undivided auto", "undivided packed", "torch")
+    block = [
+        a_row(name, median=median, group="float32", ours=name != "torch")
+        for name, median in zip(names, (1.0, 0.5, 2.0), strict=True)
+    ]
+    assert list(summaries(block)) == [
+        ("layer_norm", "float32", "2.00", "", ""),
+        ("layer_norm", "float32, packed", "4.00", "", ""),
+    ]
+
+
 def test_readme_leaves_out_results_that_git_does_not_have(tmp_path):
     import subprocess
 

@@ -148,6 +148,18 @@ def test_rows_with_nan_or_infinity_stay_alone():
     assert torch.equal(y[rows], clean[rows]) and y[2].isnan().all() and y[6].isnan().any()
 
 
+@pytest.mark.parametrize("first", (0.0, 1e-3, 3.0, 1e4))  # of standard deviations; the sums start from this element
+@pytest.mark.parametrize("columns", (1, 2, 257, 4096))
+def test_statistics_lose_no_digits_where_the_first_element_is_far_from_the_mean(columns, first):
+    x = 300 + torch.randn(6, columns, generator=torch.Generator().manual_seed(4))
+    x[:, 0] = 300 + first
+    _, _, mean, rstd = layer_norm_forward(x, None, None, None, 1e-5)
+    exact = x.double()
+    torch.testing.assert_close(mean.double(), exact.mean(1), rtol=3e-7, atol=0)
+    wanted = (exact.var(1, correction=0) + 1e-5).rsqrt()
+    torch.testing.assert_close(rstd.double(), wanted, rtol=3e-6, atol=0)
+
+
 def test_no_rows():
     x, weight, bias = torch.empty(0, 16), torch.ones(16), torch.zeros(16)
     y, _, mean, rstd = layer_norm_forward(x, weight, bias, None, 1e-5)

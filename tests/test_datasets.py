@@ -1,6 +1,7 @@
 """Finding data: the order of places, the checks, and what is said when all of them fail."""
 
 import dataclasses
+import gzip
 import hashlib
 import http.server
 import lzma
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from undivided.environment import data_folder
+from undivided.tasks import TASKS, g2p_languages
 from undivided.tasks import find as find_module
 from undivided.tasks.datasets import CMUDICT, DATASETS, DataFile, Dataset, dataset
 from undivided.tasks.find import DataDamaged, DataNotFound, fetch, find, read_text
@@ -133,3 +136,44 @@ def test_the_table_is_whole() -> None:
 
 def test_downloads_time_out() -> None:
     assert 0 < find_module.TIMEOUT_SECONDS <= 60
+
+
+def test_a_package_that_comes_with_the_files_is_looked_into_and_named(
+    places: Path, origin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = dataclasses.replace(row(origin), package=("words-of-pip", "words_of_pip", "data/words"))
+    with pytest.raises(DataNotFound, match=r"\(3\) the package words-of-pip, .* \(pip install words-of-pip\); \(4\)"):
+        find(wanted)
+    inside = places / "site" / "words_of_pip" / "data" / "words"
+    inside.mkdir(parents=True)
+    (places / "site" / "words_of_pip" / "__init__.py").write_text("raise ImportError('needs not be imported')")
+    (inside / "words.train.gz").write_bytes(gzip.compress(TEXT.encode()))
+    monkeypatch.syspath_prepend(places / "site")
+    path = find(wanted)["words.train"]
+    assert path == inside / "words.train.gz" and read_text(path) == TEXT
+    path.write_bytes(gzip.compress(TEXT.encode())[:-9])
+    with pytest.raises(DataDamaged, match="not a whole gz file"):
+        find(wanted)
+
+
+def test_what_is_served_in_another_form_is_converted_and_checked(places: Path, origin: str) -> None:
+    plain = row(origin)
+    file = dataclasses.replace(plain.files[0], url=f"{origin}/words.gz", convert=gzip.decompress)
+    wanted = dataclasses.replace(plain, files=(file,))
+    (places / "origin" / "words.gz").write_bytes(gzip.compress(TEXT.encode()))
+    assert find(wanted)["words.train"].read_text() == TEXT
+    (places / "origin" / "words.gz").write_bytes(b"a page that says that there is nothing")
+    with pytest.raises(DataDamaged, match="words.gz gave 38 bytes that cannot be read"):
+        fetch(wanted, places / "cache" / "other")
+    assert list((places / "cache" / "other").iterdir()) == []
+
+
+@pytest.mark.skipif(data_folder() is None, reason="UNDIVIDED_DATA names no folder with the published sets")
+def test_the_published_sets_have_the_published_sizes():
+    data = {name: TASKS[name].load(None) for name in ("pos", "sentiment", "g2p_medium", "g2p_khm")}
+    sizes = {name: (len(one.train), len(one.dev), len(one.test)) for name, one in data.items()}
+    assert sizes["pos"] == (12_544, 2_001, 2_077)
+    assert sum(sizes["sentiment"]) == 10_662 and 1_000 < sizes["sentiment"][2] < 1_130
+    assert sizes["g2p_medium"] == (80_000, 10_000, 10_000) and sizes["g2p_khm"] == (800, 100, 100)
+    assert data["g2p_medium"].source.symbols == data["g2p_khm"].source.symbols
+    assert {one.text.split()[0] for one in data["g2p_medium"].dev[:10]} == set(g2p_languages.MEDIUM)

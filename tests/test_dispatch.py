@@ -53,7 +53,8 @@ def test_explain_ends_with_the_choice():
 def test_import_loads_neither_triton_nor_the_extension():
     code = (
         "import sys, undivided; "
-        "bad = [m for m in ('triton', 'undivided._C', 'matplotlib', 'undivided.transformer') if m in sys.modules]; "
+        "heavy = ('triton', 'undivided._C', 'matplotlib', 'undivided.transformer', 'undivided.distributed'); "
+        "bad = [m for m in heavy if m in sys.modules]; "
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -185,6 +185,7 @@ def mixed(x: int) -> int:
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 5, 2**63 - 1])
 def test_dropout_is_the_hash_of_seed_and_place(seed):
     kept = reference.dropout_mask(seed, 0.5, 2, 3, 4, 5)
+    assert torch.equal(kept, reference.dropout_mask(torch.tensor(seed), 0.5, 2, 3, 4, 5))  # as a traced graph has it
     for b, h, i, j in itertools.product(range(2), range(3), range(4), range(5)):
         row = mixed(mixed(mixed(seed & 0xFFFFFFFF) ^ seed >> 32 ^ b * 3 + h) ^ i)
         assert kept[b, h, i, j].item() == (mixed(row + j * 0x9E3779B9 & 0xFFFFFFFF) >= 2**31)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -60,6 +61,27 @@ def test_the_kernels_have_the_same_buckets(num_buckets, max_distance, bidirectio
     plan = pytest.importorskip("undivided.kernels.attention.plan", reason="Triton is not installed")
     expected = reference.relative_buckets(torch.arange(-300, 301), num_buckets, max_distance, bidirectional)
     assert torch.equal(plan.relative_buckets(300, num_buckets, max_distance, bidirectional), expected)
+
+
+# T5, MPNet and LayoutLM have 32 buckets up to 128 or 64 up to 256, WavLM 320 up to 800. One of the others makes no
+# sense: of 128 buckets in one direction 64 hold a distance each, and none is left for the logarithm up to 64.
+PUBLISHED_MODELS = [
+    (num_buckets, max_distance, bidirectional)
+    for num_buckets, max_distance in [*itertools.product((16, 32, 64, 128), (64, 128, 256, 512)), (320, 800)]
+    for bidirectional in (True, False)
+    if (num_buckets, max_distance, bidirectional) != (128, 64, False)
+]
+
+
+@pytest.mark.parametrize(("num_buckets", "max_distance", "bidirectional"), PUBLISHED_MODELS)
+def test_buckets_are_those_of_transformers(num_buckets, max_distance, bidirectional):
+    """Which takes the logarithm in float32: a boundary may not fall to the other side for any model in use."""
+    t5 = pytest.importorskip("transformers.models.t5.modeling_t5", reason="transformers is not installed")
+    distance = torch.arange(-4096, 4097)
+    expected = t5.T5Attention._relative_position_bucket(distance, bidirectional, num_buckets, max_distance)
+    got = reference.relative_buckets(distance, num_buckets, max_distance, bidirectional)
+    assert torch.equal(got, expected)
+    assert len(got.unique()) > num_buckets // 2
 
 
 def test_t5_buckets_by_hand():

@@ -4,6 +4,8 @@ import io
 import math
 import os
 import signal
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,9 @@ VOCABULARY = 9
 class Standin(nn.Module):
     """Predicts each target from the one before and the sum of the source; dropout makes it depend on the generator."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.2) -> None:
         super().__init__()
+        self.dropout = dropout
         self.src, self.tgt = nn.Embedding(VOCABULARY, 8), nn.Embedding(VOCABULARY, 8)
         self.out = nn.Linear(8, VOCABULARY)
         self.before_step: Callable[[int], None] = lambda step: None
@@ -40,7 +43,7 @@ class Standin(nn.Module):
             self.calls += 1
             self.before_step(self.calls)
         mixed = self.tgt(tgt) + self.src(src).sum(1, keepdim=True)
-        return self.out(functional.dropout(mixed, 0.2, self.training))
+        return self.out(functional.dropout(mixed, self.dropout, self.training))
 
 
 def pairs(count: int = 300) -> list[tuple[list[int], list[int]]]:
@@ -92,6 +95,13 @@ def test_targets_are_the_inputs_moved_by_one() -> None:
     assert batch.targets[1].tolist() == [8, 2, 0, 0] and batch.tgt_lengths.tolist() == [4, 2] and batch.tokens == 6
 
 
+def test_labels_are_targets_as_they_are_and_words_may_have_several_numbers() -> None:
+    rows = [([(3, 7), (4, 8)], [5, 6]), ([(3, 9)], [8])]
+    batch = Examples(rows, "cpu", shifted=False).batch(torch.tensor([1, 0]))
+    assert batch.src.tolist() == [[[3, 9], [0, 0]], [[3, 7], [4, 8]]] and batch.src_lengths.tolist() == [1, 2]
+    assert batch.targets.tolist() == [[8, 0], [5, 6]] and batch.tgt_lengths.tolist() == [1, 2] and batch.tokens == 3
+
+
 def test_the_order_depends_on_seed_and_epoch_and_can_be_taken_up_anywhere() -> None:
     examples = Examples(pairs(), "cpu")
     whole = Batches(examples, 32, seed=5)
@@ -124,6 +134,16 @@ def test_the_rate_warms_up_and_falls_to_the_floor() -> None:
         Schedule(1.0, warmup=1.0)
     with pytest.raises(ValueError, match="lr=0"):
         Schedule(0.0)
+
+
+def test_the_rate_may_fall_with_the_inverse_square_root() -> None:
+    schedule = Settings("g2p", steps=1, lr=2.0, warmup=0.04, floor=0.3, lr_decay="inverse-sqrt").schedule
+    assert schedule.rate(0.02) == pytest.approx(1.0) and schedule.rate(0.04) == pytest.approx(2.0)
+    assert schedule.rate(0.16) == pytest.approx(1.0) and schedule.rate(1.0) == pytest.approx(0.6)
+    with pytest.raises(ValueError, match="warmup=0 must be above 0"):
+        Settings("g2p", steps=1, warmup=0, lr_decay="inverse-sqrt")
+    with pytest.raises(ValueError, match="lr_decay='linear' is unknown; allowed: cosine, inverse-sqrt"):
+        Settings("g2p", steps=1, lr_decay="linear")
 
 
 def test_a_budget_is_steps_or_minutes() -> None:
@@ -160,6 +180,96 @@ def test_training_learns_logs_and_keeps_the_best(tmp_path: Path) -> None:
     kept = torch.load(io.BytesIO((tmp_path / "best.safetensors").read_bytes()), weights_only=True)
     assert result.best["wer"] == min(scores) == kept["about"]["dev"]["wer"]
     assert float(kept["weights"]["out.weight"].abs().sum()) == min(scores)
+
+
+def test_accumulated_batches_have_the_gradient_of_one_large_batch(tmp_path: Path) -> None:
+    trainer = make(tmp_path, accumulate=3, batch_size=8, clip=0.0, steps=1)
+    trainer.model.dropout = 0.0
+    taken = [trainer.batches.examples.batch(rows) for rows in trainer.batches.order(0)[:3]]
+    assert len({batch.tokens for batch in taken}) > 1  # so a mean of means would be wrong
+    total = torch.zeros(())
+    for one in taken:
+        logits = trainer.model(one.src, one.tgt, src_lengths=one.src_lengths, tgt_lengths=one.tgt_lengths)
+        total = total + functional.cross_entropy(logits.mT, one.targets, ignore_index=0, reduction="sum")
+    (total / sum(int(one.tgt_lengths.sum()) for one in taken)).backward()
+    wanted = [weight.grad.clone() for weight in trainer.model.parameters()]
+    loss = float(total.detach()) / sum(one.tokens for one in taken)
+    trainer.optimizer.zero_grad()
+    seen: list[torch.Tensor] = []
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (seen.extend(w.grad.clone() for w in trainer.model.parameters()), step())  # type: ignore
+    trainer.update(1e-3)
+    torch.testing.assert_close(seen, wanted)
+    assert float(trainer.loss_sum) == pytest.approx(loss) and trainer.loss_count == 1
+    assert trainer.batches.position() == {"epoch": 0, "index": 3}
+
+
+def test_a_run_ends_early_when_nothing_gets_better(tmp_path: Path) -> None:
+    values = iter([5.0, 4.0, 4.5, 4.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0])
+    trainer = make(tmp_path, steps=100, evaluations=10, patience=3)
+    trainer.score = lambda model: {"wer": next(values)}
+    result = run(trainer)
+    assert result.steps == 50 and not result.interrupted and result.best == {"wer": 4.0}
+    again = run(make(tmp_path, load_training(tmp_path / "last.pt"), steps=100, evaluations=10, patience=3))
+    assert again.steps == 50 and not again.interrupted
+    with pytest.raises(ValueError, match="patience=0 must be at least 1"):
+        make(tmp_path, patience=0)
+
+
+def test_a_higher_score_is_better_where_the_task_says_so(tmp_path: Path) -> None:
+    trainer = make(tmp_path, steps=40, evaluations=4)
+    values = iter([50.0, 70.0, 60.0, 65.0])
+    trainer.score, trainer.better = lambda model: {"wer": next(values)}, lambda a, b: a["wer"] > b["wer"]
+    assert run(trainer).best == {"wer": 70.0}
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """Before there were accumulation, patience and rates a layer, a checkpoint said nothing of them."""
+    whole = make(tmp_path / "whole")
+    run(whole)
+    broken = make(tmp_path / "broken", checkpoint_seconds=0.0)
+    broken.model.before_step = lambda step: signal.raise_signal(signal.SIGINT) if step == 17 else None
+    run(broken)
+    state = load_training(tmp_path / "broken" / "last.pt")
+    for name in ("accumulate", "lr_decay", "patience", "tensorboard", "start", "freeze", "layer_rate"):
+        del state["settings"][name]
+    del state["unimproved"]
+    for group in state["optimizer"]["param_groups"]:
+        del group["part"]
+    assert Settings.from_dict(state["settings"]) == broken.settings
+    resumed = make(tmp_path / "broken", state)
+    assert run(resumed).steps == 40
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+
+
+def test_numbers_go_to_tensorboard_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, float, int]] = []
+    opened: list[tuple[str, int | None]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str, purge_step: int | None) -> None:
+            opened.append((folder, purge_step))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def close(self) -> None:
+            opened.append(("closed", None))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    run(make(tmp_path, tensorboard=True))
+    assert opened == [(str(tmp_path / "tensorboard"), None), ("closed", None)]
+    scores = {step: value for name, value, step in written if name == "dev/wer"}
+    assert scores == {one["step"]: one["wer"] for one in read_log(tmp_path / "log.jsonl") if one["kind"] == "dev"}
+    assert {"train/loss", "train/lr"} <= {name for name, _, _ in written}
+    make(tmp_path, load_training(tmp_path / "last.pt"), tensorboard=True)
+    assert opened[-1] == (str(tmp_path / "tensorboard"), 41)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="tensorboard is not installed.*pip install tensorboard"):
+        make(tmp_path / "other", tensorboard=True)
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
@@ -312,6 +422,7 @@ def test_a_log_with_half_a_line_is_read_up_to_it(tmp_path: Path) -> None:
     ("changes", "text"),
     [
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"accumulate": 0}, "accumulate=0 must be at least 1"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"ema": 1.0}, "ema=1.0"),
         ({"dtype": "int8"}, "dtype='int8' is unknown; allowed: float32"),

@@ -13,7 +13,8 @@ from undivided.nn.feed_forward import ACTIVATIONS
 from undivided.testing import check
 from undivided.transformer import CausalLM, Config, SequenceClassifier, TokenClassifier, Transformer, load, save
 from undivided.transformer.config import NORMS
-from undivided.transformer.generation import END, PAD, generate, truncated
+from undivided.transformer.generation import generate, truncated
+from undivided.transformer.symbols import END, PAD
 
 VOCAB = 17
 

@@ -49,7 +49,8 @@ def test_the_budget_never_admits_nan_or_a_lost_infinity():
 def test_quick_passes_and_prints_json(capsys):
     assert cli.main(["verify", "--quick", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {row["op"] for row in rows} == {"attention", "layer_norm", "rms_norm", "feed_forward"}
+    ops = {"attention", "attention_decode", "layer_norm", "rms_norm", "feed_forward", "rotary"}
+    assert {row["op"] for row in rows} == ops
     assert all(row["ok"] and row["error"] <= row["budget"] for row in rows)
 
 

@@ -2,6 +2,7 @@
 #include "../cpu/attention.h"
 
 #include <string>
+#include <unordered_map>
 
 #include "registry.h"
 
@@ -16,10 +17,8 @@ class Words {
 
   template <class T>
   T get(const char* name, T otherwise) {
-    PyObject* value = PyDict_GetItemString(words_.ptr(), name);
-    if (value == nullptr) return otherwise;
-    ++read_;
-    return pybind11::handle(value).cast<T>();
+    PyObject* value = find(name);
+    return value == nullptr ? otherwise : pybind11::handle(value).cast<T>();
   }
   template <class T>
   T* address(const char* name) {
@@ -41,10 +40,19 @@ class Words {
   }
 
  private:
+  // What was given under that name, or null. Names as Python has them are kept: the dictionary would make each anew.
+  PyObject* find(const char* name) {
+    static auto* names = new std::unordered_map<const char*, PyObject*>;
+    PyObject*& key = (*names)[name];
+    if (key == nullptr) key = PyUnicode_InternFromString(name);
+    PyObject* value = PyDict_GetItemWithError(words_.ptr(), key);
+    read_ += value != nullptr;
+    return value;
+  }
+
   bool numbers(const char* name, int64_t* out, size_t count) {
-    PyObject* value = PyDict_GetItemString(words_.ptr(), name);
+    PyObject* value = find(name);
     if (value == nullptr) return false;
-    ++read_;
     const auto given = pybind11::reinterpret_borrow<pybind11::tuple>(value);
     if (given.size() != count) throw pybind11::type_error(std::string("attention: wrong number of values in ") + name);
     for (size_t i = 0; i < count; ++i) out[i] = given[i].cast<int64_t>();
@@ -81,7 +89,10 @@ AttentionCall read_call(Words& w) {
   call.right = w.get<int64_t>("right", 0);
   call.bias = w.plane("bias");
   call.mask = w.plane("mask");
-  call.values = w.address<float>("values");
+  call.table = w.address<float>("table");
+  call.table_row = w.get<int64_t>("table_row", 0);
+  call.table_column = w.get<int64_t>("table_column", 0);
+  call.buckets = w.address<int32_t>("buckets");
   call.span = w.get<int64_t>("span", 0);
   call.slopes = w.address<float>("slopes");
   call.slopes_b = w.get<int64_t>("slopes_b", 0);
@@ -133,7 +144,6 @@ void backward(const pybind11::kwargs& words) {
   job.sum_batch = w.get<bool>("sum_batch", false);
   job.sum_heads = w.get<bool>("sum_heads", false);
   job.distance_sums = w.address<float>("distance_sums");
-  job.buckets = w.address<int32_t>("buckets");
   job.dtable = w.address<float>("dtable");
   job.sink_sums = w.address<float>("sink_sums");
   job.dsinks = w.address<float>("dsinks");

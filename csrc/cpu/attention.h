@@ -35,7 +35,9 @@ struct AttentionCall {
   int64_t left, right;
   Plane bias;                     // any of the three types
   Plane mask;                     // bytes, not 0 is visible
-  const float* values;            // (nheads, 2 * span + 1) or null: bias by distance, constant beyond the span
+  const float* table;             // (num_buckets, nheads) by strides, or null: the bias of a bucket of distances
+  int64_t table_row, table_column;
+  const int32_t* buckets;         // (2 * span + 1,): the table's row for each distance, constant beyond the span
   int64_t span;
   const float* slopes;            // (batch, nheads) by strides or null: ALiBi
   int64_t slopes_b, slopes_h;
@@ -57,6 +59,19 @@ struct AttentionForward {
   int64_t lse_b, lse_h;
 };
 
+// Few queries over long keys, which are read where they lie: the keys and values in caches of any capacity, perhaps in
+// blocks, and new ones written into them on the way. In `attention`, k and v are the caches, (batch, seqlen_k, ...), or
+// (num_blocks, block_size, ...) with b the stride of the blocks. It has no packing, no query_lengths and no dropout.
+struct AttentionDecode {
+  AttentionForward attention;
+  const int32_t* cache_lengths;  // (batch,): tokens in the caches before the call, and the last query stands at the
+                                 // last key; null: no caches, keys and positions are those of `attention`
+  Rows k, v;                     // (batch, seqlen_new, nheads_kv, head_dim): the new ones, behind those in the caches
+  int64_t seqlen_new;
+  const int32_t* blocks;         // (batch, most_blocks) or null: the number of each block of keys of a row
+  int64_t blocks_b, block_size;
+};
+
 struct AttentionBackward {
   AttentionCall call;
   Rows out, dout, dq, dk, dv;  // the call's dtype
@@ -73,7 +88,6 @@ struct AttentionBackward {
   int64_t dbias_chunk;         // stride between the parts of the chunks where the sum goes over keys, else 0
   bool sum_batch, sum_heads;   // the bias is shared by the batch / by the heads: their tasks are one
   float* distance_sums;        // (chunks, batch, nheads, 2 * span + 1), zeros, or null
-  const int32_t* buckets;      // (2 * span + 1,): the table's row for each distance
   float* dtable;               // (num_buckets, nheads), zeros, or null
   float* sink_sums;            // (batch, nheads), to be filled, or null
   float* dsinks;               // (nheads,) or null
@@ -82,4 +96,5 @@ struct AttentionBackward {
 }  // namespace undivided
 
 UNDIVIDED_DECLARE(void attention_forward(const AttentionForward& job))
+UNDIVIDED_DECLARE(void attention_decode(const AttentionDecode& job))
 UNDIVIDED_DECLARE(void attention_backward(const AttentionBackward& job))

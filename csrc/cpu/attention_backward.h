@@ -129,7 +129,7 @@ class BackwardTask {
   }
 
   void step(Tile& tile, float* dq, bool first) {
-    if (call_.values != nullptr || call_.slopes != nullptr) {
+    if (call_.table != nullptr || call_.slopes != nullptr) {
       tile.distance = distance_;
       fill_distances(tile);
     }

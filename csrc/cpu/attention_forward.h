@@ -3,14 +3,10 @@
 // all of them; chunks are whole tiles, so what a row meets does not depend on how queries were dealt out.
 #pragma once
 
-#include <cmath>
-
-#include "attention_few.h"
+#include "attention_finish.h"
 #include "attention_memory.h"
 #include "attention_poison.h"
-#include "attention_scores.h"
-#include "dropout.h"
-#include "pack.h"
+#include "attention_softmax.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 
@@ -20,7 +16,6 @@ constexpr int kQueries = 48;
 constexpr int kKeys = 256;
 static_assert(kQueries % kGroup == 0 && kKeys % kPanel == 0);
 constexpr int64_t kPackedBytes = 256 << 10;  // packed keys and values at a time: they stay in the second-level cache
-constexpr float kMostWeight = 0x1p20F;       // of a probability under a top that is too low
 constexpr int64_t kSumBytes = 256 << 10;     // unfinished outputs of a task, likewise
 
 template <class T, class Word>
@@ -35,7 +30,6 @@ class ForwardTask {
     const int64_t bytes = (depth_ * kPerWord<Word> + width_) * static_cast<int64_t>(sizeof(Word)) / kPerWord<Word>;
     packed_keys_ = larger(kKeys, round_down(kPackedBytes / bytes, kKeys));
     rows_ = round_up(larger(end_ - begin_, 0), kQueries);
-    few_ = group_ * sequence.lenq <= kFewRows;
   }
 
   void arrange(Arena& arena) {
@@ -58,7 +52,7 @@ class ForwardTask {
     const Range keys = keys_seen(call_, sequence_, begin_, end_ - 1);
     for (int64_t n = round_down(keys.low, kKeys); n < keys.high; n += packed_keys_) {
       const int64_t end = smaller(n + packed_keys_, keys.high);
-      if (!few_) pack_keys(n, end);
+      pack_keys(n, end);
       for (int64_t member = 0; member < group_; ++member) {
         for (int64_t i = begin_; i < end_; i += kQueries) visit(member, i, n, end);
       }
@@ -101,7 +95,7 @@ class ForwardTask {
                 s_, kKeys, nullptr, nullptr, 1.0F, is_plain(call_), false};
       tile.whole = is_whole(tile);
       if (tile.plain) tile.factor = call_.scale * kLog2E;
-      if (call_.values != nullptr || call_.slopes != nullptr) {
+      if (call_.table != nullptr || call_.slopes != nullptr) {
         tile.distance = distance_;
         fill_distances(tile);
       }
@@ -114,20 +108,18 @@ class ForwardTask {
   void step(const Tile& tile, int64_t state, int64_t packed, bool first) {
     Span spans[kQueries / kGroup];
     groups_of(tile, depth_, spans);
-    if (few_) {
-      few_scores<T>(tile, spans);
-    } else {
-      const Left<Word> q{q_ + state * q_row_, q_row_, 1};
-      product(tile.rows, q, Right<Word>{keys_ + packed * depth_, depth_}, Sum{s_, kKeys}, spans, kKeys, nullptr);
-    }
+    const Left<Word> q{q_ + state * q_row_, q_row_, 1};
+    product(tile.rows, q, Right<Word>{keys_ + packed * depth_, depth_}, Sum{s_, kKeys}, spans, kKeys, nullptr);
     for (int r = 0; r < tile.rows; ++r) {
       if (!tile.plain || !tile.whole) finish_row(tile, r, columns_of_row(tile, r, spans[r / kGroup]));
     }
     if (poisoned_) gather_poison<T>(tile, poison_, width_);
-    for (int r = 0; r < tile.rows; ++r) softmax_row(tile, r, state + r, spans[r / kGroup]);
+    for (int r = 0; r < tile.rows; ++r) {
+      Word* p = p_ + r * kKeys / kPerWord<Word>;
+      shrink_[r] = softmax_row(tile, r, spans[r / kGroup], p, top_ + state + r, total_ + (state + r) * kLanes);
+    }
     const Sum acc{acc_ + state * width_, width_};
     const float* shrink = first ? nullptr : shrink_;
-    if (few_) return few_sums<T>(tile, p_, kKeys / kPerWord<Word>, spans, acc, shrink);
     for (int r = 0, g = 0; r < tile.rows; r += kGroup, ++g) {
       spans[g] = {0, width_, spans[g].column / kPerWord<Word>, spans[g].column_end / kPerWord<Word>};
     }
@@ -137,65 +129,7 @@ class ForwardTask {
     if (poisoned_) add_poison(tile.rows, poison_, acc, width_);
   }
 
-  // The probabilities of a row, under a top that need not be the largest score: floating point loses nothing as long
-  // as the two are not too far apart. So the top is that of the first vector that the row sees something of, and the
-  // largest score is looked for only when a weight exceeds kMostWeight (or is NaN).
-  void softmax_row(const Tile& tile, int r, int64_t state, const Span& columns) {
-    float top = top_[state], shrink = 1.0F;
-    if (top == -kInfinity && columns.column < columns.column_end) {
-      top = largest(load(s_ + r * kKeys + columns.column)) * tile.factor;
-      if (top == -kInfinity) top = largest_score(tile, r, columns);
-    }
-    Vec added = weigh(tile, r, columns, top);
-    if (__builtin_expect(any(added > kMostWeight) || any(added != added), 0)) {
-      const float old = top, best = largest_score(tile, r, columns);
-      top = best > old ? best : old;
-      shrink = std::exp2(old - top);
-      added = weigh(tile, r, columns, top);
-    }
-    float* total = total_ + state * kLanes;
-    store(total, load(total) * shrink + added);
-    shrink_[r] = shrink;
-    top_[state] = top;
-  }
-
-  float largest_score(const Tile& tile, int r, const Span& columns) const {
-    const float* s = s_ + r * kKeys;
-    Vec best = broadcast(-kInfinity);
-    for (int c = columns.column; c < columns.column_end; c += kLanes) best = max(load(s + c), best);
-    return largest(best) * tile.factor;
-  }
-
-  // p = 2^(s - top); returns the sum, before dropout.
-  UNDIVIDED_INLINE Vec weigh(const Tile& tile, int r, const Span& columns, float top) {
-    // A row that has seen nothing yet has top -inf, and -inf - -inf would be NaN.
-    const Vec base = broadcast(top == -kInfinity ? 0.0F : top), factor = broadcast(tile.factor);
-    if (call_.dropout) {
-      const int64_t head = sequence_.b * call_.nheads + tile.h;
-      return weigh_columns<true>(tile, r, columns, base, factor, dropout_row(call_.state, head, tile.i0 + r));
-    }
-    return weigh_columns<false>(tile, r, columns, base, factor, 0);
-  }
-
-  template <bool kDropout>
-  UNDIVIDED_INLINE Vec weigh_columns(const Tile& tile, int r, const Span& columns, Vec base, Vec factor, uint32_t row) {
-    Vec total[2] = {};
-    auto weight = [&](int c, int which) UNDIVIDED_INLINE_LAMBDA {
-      const Vec p = exp2<kExp2Degree<Word>>(load(s_ + r * kKeys + c) * factor - base);
-      total[which] += p;
-      if (!kDropout) return p;
-      return select(kept(row, call_.threshold, tile.n0 + c), p * call_.keep_scale, zeros());
-    };
-    int c = columns.column;
-    for (; c + 2 * kLanes <= columns.column_end; c += 2 * kLanes) {
-      const Vec low = weight(c, 0), high = weight(c + kLanes, 1);
-      store_as_words(p_ + (r * kKeys + c) / kPerWord<Word>, low, high);
-    }
-    if (c < columns.column_end) store_as_words(p_ + (r * kKeys + c) / kPerWord<Word>, weight(c, 0));
-    return total[0] + total[1];
-  }
-
-  // out = acc / total and lse of one head's rows, kLanes at a time.
+  // One head's rows, kLanes at a time.
   void finish(int64_t member) {
     const int64_t h = head_kv_ * group_ + member;
     for (int64_t i = begin_; i < end_; i += kLanes) {
@@ -203,26 +137,7 @@ class ForwardTask {
       const int rows = static_cast<int>(smaller(kLanes, end_ - i));
       Vec total = zeros();
       for (int r = 0; r < rows; ++r) total[r] = sum(load(total_ + (state + r) * kLanes));
-      Vec top = load(top_ + state), shrink = broadcast(1.0F);
-      const IntVec empty = total == 0.0F;
-      if (call_.sinks != nullptr) {
-        const Vec sink = broadcast(call_.sinks[h] * kLog2E), higher = max(sink, top);
-        shrink = exp2<5>(top - higher);
-        total = total * shrink + exp2<5>(sink - higher);
-        top = higher;
-      }
-      const Vec lse = select(empty, broadcast(-kInfinity), (top + log2(total)) * kLn2), weight = shrink / total;
-      float* lse_row = job_.lse + sequence_.b * job_.lse_b + h * job_.lse_h + sequence_.first_q + i;
-      if (rows == kLanes) store(lse_row, lse);
-      if (rows < kLanes) store_part(lse_row, lse, rows);
-      for (int r = 0; r < rows; ++r) {
-        T* out = row_of<T>(job_.out, sequence_.b, h, sequence_.first_q + i + r);
-        if (empty[r] != 0) {  // perhaps nothing was ever summed
-          std::memset(out, 0, call_.head_dim_v * sizeof(T));
-        } else {
-          unpack_row(acc_ + (state + r) * width_, out, static_cast<int>(call_.head_dim_v), weight[r]);
-        }
-      }
+      finish_rows<T>(job_, sequence_, h, i, rows, load(top_ + state), total, acc_ + state * width_, width_);
     }
   }
 
@@ -232,7 +147,7 @@ class ForwardTask {
   const int64_t head_kv_, begin_, end_, group_;
   const int depth_, q_row_, width_;  // words of a head_dim, a row of q_, a row of acc_
   int64_t packed_keys_, rows_;
-  bool few_ = false, poisoned_ = false;
+  bool poisoned_ = false;
   Word *keys_, *values_, *p_, *q_;
   float *s_, *distance_, *poison_, *shrink_, *acc_, *total_, *top_;
 };

@@ -32,7 +32,7 @@ struct Columns {
 };
 
 inline bool is_plain(const AttentionCall& call) {
-  return call.softcap == 0.0F && call.bias.data == nullptr && call.values == nullptr && call.slopes == nullptr &&
+  return call.softcap == 0.0F && call.bias.data == nullptr && call.table == nullptr && call.slopes == nullptr &&
          call.mask.data == nullptr && call.scale >= 0.0F;
 }
 
@@ -40,15 +40,18 @@ inline bool is_plain(const AttentionCall& call) {
 inline void fill_distances(const Tile& tile) {
   const AttentionCall& call = *tile.call;
   const int64_t first = tile.n0 - tile.i0 - tile.sequence.at - (tile.rows - 1);
-  if (call.values != nullptr) {
-    const float* values = call.values + tile.h * (2 * call.span + 1) + call.span;
-    for (int x = 0; x < tile.rows + tile.keys + kLanes; ++x) {
-      const int64_t d = first + x;
-      tile.distance[x] = values[d < -call.span ? -call.span : d > call.span ? call.span : d] * kLog2E;
-    }
+  const int count = tile.rows + tile.keys + kLanes;
+  if (call.table != nullptr) {
+    const float* column = call.table + tile.h * call.table_column;
+    auto value = [&](int64_t d) { return column[call.buckets[d + call.span] * call.table_row] * kLog2E; };
+    const float before = value(-call.span), after = value(call.span);
+    int x = 0;
+    for (const int64_t far = smaller(count, -call.span - first); x < far; ++x) tile.distance[x] = before;
+    for (const int64_t near = smaller(count, call.span - first); x < near; ++x) tile.distance[x] = value(first + x);
+    for (; x < count; ++x) tile.distance[x] = after;
   } else {
     const float slope = -call.slopes[tile.sequence.b * call.slopes_b + tile.h * call.slopes_h] * kLog2E;
-    for (int x = 0; x < tile.rows + tile.keys + kLanes; ++x) {
+    for (int x = 0; x < count; ++x) {
       const int64_t d = first + x;
       tile.distance[x] = slope * static_cast<float>(d < 0 ? -d : d);
     }
@@ -98,7 +101,11 @@ inline void adjust_row(const Tile& tile, int r, const Columns& columns) {
       x = x * scale2;
     }
     if (distance != nullptr) x = x + load(distance + c);
-    if (bias) x = x + bias_at(tile, call.bias, r, c) * kLog2E;
+    if (bias) {
+      // Many write the lowest float for -inf, and a row of nothing else gives the mean: it must stay finite.
+      const Vec b = bias_at(tile, call.bias, r, c), low = broadcast(-0x1.fffffep127F);
+      x = x + select(b < low, b, max(low, b * kLog2E));  // in this order NaN stays NaN
+    }
     if (mask) x = select(mask_at(tile, call.mask, r, c), x, broadcast(-kInfinity));
     store(s + c, x);
   }

@@ -65,7 +65,7 @@ inline void add_distance_sums(const AttentionBackward& job) {
   for (int64_t part = 0; part < job.chunks * call.batch; ++part) {
     for (int64_t h = 0; h < call.nheads; ++h) {
       const float* sums = job.distance_sums + (part * call.nheads + h) * width;
-      for (int64_t d = 0; d < width; ++d) job.dtable[job.buckets[d] * call.nheads + h] += sums[d];
+      for (int64_t d = 0; d < width; ++d) job.dtable[call.buckets[d] * call.nheads + h] += sums[d];
     }
   }
 }

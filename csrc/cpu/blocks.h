@@ -62,6 +62,13 @@ UNDIVIDED_INLINE void store_block(T* p, Block x) {
   }
 }
 
+// May reach past the end of the memory.
+template <class T>
+UNDIVIDED_INLINE void prefetch_block(const T* p) {
+  const char* bytes = reinterpret_cast<const char*>(p);
+  for (size_t at = 0; at < kBlock * sizeof(T); at += 64) __builtin_prefetch(bytes + at);
+}
+
 // Past the caches; p is aligned to 64 bytes.
 template <class T>
 UNDIVIDED_INLINE void stream_block(T* p, Block x) {

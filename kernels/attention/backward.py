@@ -11,6 +11,7 @@ from torch import Tensor
 from ..common.host import on_its_device, power_of_two, widened
 from .gradients import dbias_kernel, dkdv_kernel, dq_kernel
 from .plan import BACKWARD, Launch, Plan, launch_of, make_plan
+from .schedule import longest_first
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
@@ -63,10 +64,13 @@ def attention_backward(
     )
     tensors = (q, k, v, dout, lse, delta)
     dtable = _dq(tensors, dq, plan, row, table if need_table else None, shared)
-    grid = (triton.cdiv(plan.longest_k, row.BLOCK_N), plan.batch * plan.nheads_kv)
-    if min(grid) and dk.numel():
+    programs = triton.cdiv(plan.longest_k, row.BLOCK_N) * plan.batch * plan.nheads_kv
+    if programs and dk.numel():
+        order = longest_first(plan, row.BLOCK_N, programs, q.device, of_keys=True)
         names = {f"{n}_{d}": s for n, t in (("dk", dk), ("dv", dv)) for d, s in zip("bsh", strides(t), strict=True)}
-        dkdv_kernel[grid](*tensors, dk, dv, **names, **shared)
+        dkdv_kernel[(programs,)](
+            *tensors, dk, dv, q if order is None else order, **names, ORDERED=order is not None, **shared
+        )
     dbias = _dbias(tensors, bias, plan, row, shared) if need_bias and bias is not None else None
     dsinks = None
     if need_sinks and sinks is not None:
@@ -90,14 +94,17 @@ def _dq(tensors: Any, dq: Tensor, plan: Plan, row: Launch, table: Tensor | None,
     """Fills dq; returns the gradient of the relative table, where one is given."""
     number = 1 if table is None else table.shape[0]
     width = power_of_two(number, 1)
-    grid = (triton.cdiv(plan.longest_q, row.BLOCK_M), plan.batch * plan.nheads)
-    partial = dq.new_zeros((plan.batch, plan.nheads, grid[0], width), dtype=torch.float32) if table is not None else dq
-    buckets = dq if plan.buckets is None else plan.buckets.to(torch.int32)
-    if min(grid) and dq.numel():
+    blocks = triton.cdiv(plan.longest_q, row.BLOCK_M)
+    programs = blocks * plan.batch * plan.nheads
+    partial = dq.new_zeros((plan.batch, plan.nheads, blocks, width), dtype=torch.float32) if table is not None else dq
+    buckets = dq if plan.buckets is None else plan.buckets
+    if programs and dq.numel():
+        order = longest_first(plan, row.BLOCK_M, programs, dq.device)
         names = dict(zip(("dq_b", "dq_s", "dq_h"), strides(dq), strict=True))
-        dq_kernel[grid](
-            *tensors, dq, buckets, partial, number, **names, NEEDS_TABLE=table is not None, BLOCK_B=width, **shared
-        )
+        dq_kernel[(programs,)](
+            *tensors, dq, buckets, partial, number, dq if order is None else order, **names,
+            NEEDS_TABLE=table is not None, ORDERED=order is not None, BLOCK_B=width, **shared,
+        )  # fmt: skip
     if table is None:
         return None
     return partial.sum((0, 2))[:, :number].T.to(table.dtype).contiguous()  # (num_buckets, nheads)

@@ -1,4 +1,5 @@
-"""Which key blocks a query block visits, and which query blocks a key block; and where each tensor starts.
+"""Which block a program has, which key blocks a query block visits, and which query blocks a key block; and where each
+tensor starts.
 
 Query i stands at i + shift on the key axis and sees the keys from i + shift - left to i + shift + right. Blocks between
 `full_low` and `full_high` are seen whole, so they need no mask; those up to `low` and from `high` on are skipped.
@@ -8,6 +9,26 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def place(order, seqlen, nheads, BLOCK: tl.constexpr, ORDERED: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """(first row of its block, batch row, head) of this program; a GPU starts programs in the order of their numbers.
+
+    order: int32 (batch * blocks,), the blocks b * blocks + n with the longest work first, as `schedule.py` finds them.
+    LAST_FIRST: where that is the last block of a sequence: under a right bound a late query sees most keys.
+    """
+    blocks = tl.cdiv(seqlen, BLOCK)
+    number = tl.program_id(0)
+    if ORDERED:
+        entry = tl.load(order + number // nheads)
+        return entry % blocks * BLOCK, entry // blocks, number % nheads
+    else:
+        n = number % blocks
+        if LAST_FIRST:
+            n = blocks - 1 - n
+        head = number // blocks
+        return n * BLOCK, head // nheads, head % nheads
 
 
 @triton.jit
@@ -37,23 +58,22 @@ def shift_of(shifts, shift, lenq, lenk, b, PACKED: tl.constexpr, HAS_SHIFTS: tl.
 
 @triton.jit
 def key_range(
-    m, shift, lenk, left, right,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-):  # fmt: skip
-    """(low, full_low, full_high, high), multiples of BLOCK_N but for high, for the queries m to m + BLOCK_M - 1."""
+    first, last, shift, lenk, left, right, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr
+):
+    """(low, full_low, full_high, high), multiples of BLOCK_N but for high, for the queries first to last."""
     low, full_low, high, full_high = 0, 0, lenk, lenk
     if HAS_LEFT:
-        low = tl.maximum(m + shift - left, 0) // BLOCK_N * BLOCK_N
-        full_low = (tl.maximum(m + BLOCK_M - 1 + shift - left, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
+        low = tl.maximum(first + shift - left, 0) // BLOCK_N * BLOCK_N
+        full_low = (tl.maximum(last + shift - left, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
     if HAS_RIGHT:
-        high = tl.minimum(lenk, m + BLOCK_M + shift + right)
-        full_high = tl.minimum(lenk, m + shift + right + 1)
+        high = tl.minimum(lenk, last + 1 + shift + right)
+        full_high = tl.minimum(lenk, first + shift + right + 1)
     full_high = tl.maximum(full_high, 0) // BLOCK_N * BLOCK_N
     full_low = tl.maximum(full_low, low)
-    # Without a whole block in between, all blocks are visited by the first of the masked loops.
+    # Without a whole block in between, all blocks are visited by the last of the loops, which masks.
     if full_high <= full_low:
-        full_low = tl.maximum(high, low)
-        full_high = full_low
+        full_low = low
+        full_high = low
     return low, full_low, full_high, high
 
 

@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 
-from ..aot import Resources, compile_kernel
+from ..aot import Resources, compile_call, compile_kernel
 from .forward import forward_kernel
 from .gradients import dbias_kernel, dkdv_kernel, dq_kernel
 from .plan import BACKWARD, FORWARD, launch_of, make_plan
+from .split import MOST_SPLITS, arguments_of, combine_kernel
 
 KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkdv": dkdv_kernel, "dbias": dbias_kernel}
 WIDTH = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 OWN = {
-    "forward": {"HAS_SINKS": False},
-    "dq": {"NEEDS_TABLE": False, "BLOCK_B": 1},
-    "dkdv": {},
+    "forward": {"HAS_SINKS": False, "ORDERED": False, "SPLIT": False},
+    "dq": {"NEEDS_TABLE": False, "ORDERED": False, "BLOCK_B": 1},
+    "dkdv": {"ORDERED": False},
     "dbias": {"SUM_B": True, "SUM_H": False, "SUM_M": False, "SUM_N": False},
 }
 
@@ -34,7 +35,7 @@ def compile_attention(
     constants = {key: value for key, value in given.items() if key.isupper()}
     floats = ("scale", "softcap", "keep_scale")
     statistics = ("lse", "delta", "dtable", "dbias", "values", "slopes")
-    integers = ("buckets", "shifts", "key_lengths", "query_lengths", "cu_q", "cu_k")
+    integers = ("buckets", "shifts", "key_lengths", "query_lengths", "cu_q", "cu_k", "order")
     types = {}
     for argument in kernel.arg_names:
         if argument in constants:
@@ -50,3 +51,11 @@ def compile_attention(
     ends = ("_b", "_s", "_h")
     aligned = tuple(n for n in types if types[n][0] == "*" or (n.endswith(ends) and n[0] in "qkvdo"))
     return compile_kernel(kernel, types, constants, capability, row.num_warps, row.num_stages, aligned)
+
+
+def compile_combine(head_dim_v: int, dtype: torch.dtype, capability: int) -> Resources:
+    """What merging the parts of split keys needs, with as many parts as there can be."""
+    out = torch.empty((1, 1, 16, head_dim_v), dtype=dtype, device="meta")
+    lse = torch.empty((1, 16, 1), device="meta")
+    parts = (torch.empty((MOST_SPLITS, *t.shape), device="meta") for t in (out, lse))
+    return compile_call(combine_kernel, arguments_of(*parts, None, out, lse), capability)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ..common.dropout import kept
-from .blocks import key_range, query_range, sequence, shift_of
+from .blocks import key_range, place, query_range, sequence, shift_of
 from .forward import FLOATS
 from .tile import LOG2E, finite, load_rows, scores, store_rows, visible
 
@@ -78,6 +78,7 @@ def dq_kernel(
     lse, delta,  # float32 (batch, nheads, seqlen_q)
     dq,  # as q
     buckets, dtable, num_buckets,  # (2 * span + 1,); float32 (batch * nheads, blocks of queries, BLOCK_B)
+    order,  # int32 (batch * blocks,) when ORDERED
     dout_b, dout_s, dout_h, dq_b, dq_s, dq_h, lse_b, lse_h,
     q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,  # strides, in elements
     bias, bias_b, bias_h, bias_m, bias_n,  # (batch, nheads, seqlen_q, seqlen_k) by strides
@@ -91,11 +92,11 @@ def dq_kernel(
     HAS_KEY_LENGTHS: tl.constexpr, HAS_QUERY_LENGTHS: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RELATIVE: tl.constexpr, HAS_ALIBI: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    NEEDS_TABLE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    NEEDS_TABLE: tl.constexpr, ORDERED: tl.constexpr, BLOCK_B: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0) * BLOCK_M
-    head = tl.program_id(1)
-    b, h = head // nheads, head % nheads
+    m, b, h = place(order, seqlen_q, nheads, BLOCK_M, ORDERED, HAS_RIGHT)
+    head = b * nheads + h
     first_q, lenq = sequence(cu_q, query_lengths, seqlen_q, b, PACKED, HAS_QUERY_LENGTHS)
     first_k, lenk = sequence(cu_k, key_lengths, seqlen_k, b, PACKED, HAS_KEY_LENGTHS)
     rows = lenq if PACKED else seqlen_q
@@ -116,31 +117,34 @@ def dq_kernel(
     lse2, delt = load_statistics(lse + row, delta + row, i, lenq)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     table = tl.zeros((BLOCK_B,), tl.float32)
-    low, full_low, full_high, high = key_range(m, at, lenk, left, right, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT)
+    low, full_low, full_high, high = key_range(
+        m, m + BLOCK_M - 1, at, lenk, left, right, BLOCK_N, HAS_LEFT, HAS_RIGHT
+    )  # fmt: skip
     if m >= lenq:
         high, full_high, full_low = low, low, low
     for part in tl.static_range(3):
-        begin = low if part == 0 else (full_low if part == 1 else full_high)
-        end = full_low if part == 0 else (full_high if part == 1 else high)
-        for n in range(begin, end, BLOCK_N):
-            j = n + tl.arange(0, BLOCK_N)
-            key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, part != 1)
-            value = load_rows(v, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, part != 1)
-            _, biased, plain = gradients(
-                query, key, value, grad, i, j, lse2, delt, head, at, lenq, lenk, left, right, scale, softcap,
-                bias, bias_m, bias_n, mask, mask_m, mask_n, values, span, slope, state, threshold, keep_scale,
-                HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT,
-                PRECISION, part != 1,
-            )  # fmt: skip
-            if NEEDS_TABLE:
-                table = add_buckets(table, biased, i, j, at, buckets, span, num_buckets, BLOCK_B)
-            if (part != 1) or HAS_MASK:
-                key = finite(key)  # a visible NaN is in the score's gradient already
-            acc = tl.dot(plain.to(key.dtype), key, acc, input_precision=PRECISION)
+        if (part != 0) or HAS_LEFT:  # without a left bound the first stretch is empty
+            begin = low if part == 0 else (full_low if part == 1 else full_high)
+            end = full_low if part == 0 else (full_high if part == 1 else high)
+            for n in range(begin, end, BLOCK_N):
+                j = n + tl.arange(0, BLOCK_N)
+                key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, part != 1)
+                value = load_rows(v, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, part != 1)
+                _, biased, plain = gradients(
+                    query, key, value, grad, i, j, lse2, delt, head, at, lenq, lenk, left, right, scale, softcap,
+                    bias, bias_m, bias_n, mask, mask_m, mask_n, values, span, slope, state, threshold, keep_scale,
+                    HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT,
+                    PRECISION, part != 1,
+                )  # fmt: skip
+                if NEEDS_TABLE:
+                    table = add_buckets(table, biased, i, j, at, buckets, span, num_buckets, BLOCK_B)
+                if (part != 1) or HAS_MASK:
+                    key = finite(key)  # a visible NaN is in the score's gradient already
+                acc = tl.dot(plain.to(key.dtype), key, acc, input_precision=PRECISION)
     store_rows(dq + b64 * dq_b + h64 * dq_h, first_q, i, rows, dq_s, acc * scale, HEAD_DIM, BLOCK_D)
     if NEEDS_TABLE:
-        place = (head.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * BLOCK_B
-        tl.store(dtable + place + tl.arange(0, BLOCK_B), table)
+        block = head.to(tl.int64) * tl.cdiv(seqlen_q, BLOCK_M) + m // BLOCK_M
+        tl.store(dtable + block * BLOCK_B + tl.arange(0, BLOCK_B), table)
 
 
 @triton.jit(do_not_specialize=FLOATS)
@@ -148,6 +152,7 @@ def dkdv_kernel(
     q, k, v, dout,  # (batch, seqlen, nheads, head_dim) by strides
     lse, delta,  # float32 (batch, nheads, seqlen_q)
     dk, dv,  # as k and v
+    order,  # int32 (batch * blocks,) when ORDERED
     dout_b, dout_s, dout_h, dk_b, dk_s, dk_h, dv_b, dv_s, dv_h, lse_b, lse_h,
     q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,  # strides, in elements
     bias, bias_b, bias_h, bias_m, bias_n,  # (batch, nheads, seqlen_q, seqlen_k) by strides
@@ -161,11 +166,9 @@ def dkdv_kernel(
     HAS_KEY_LENGTHS: tl.constexpr, HAS_QUERY_LENGTHS: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RELATIVE: tl.constexpr, HAS_ALIBI: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    ORDERED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0) * BLOCK_N
-    nheads_kv = nheads // group
-    b, h_kv = tl.program_id(1) // nheads_kv, tl.program_id(1) % nheads_kv
+    n, b, h_kv = place(order, seqlen_k, nheads // group, BLOCK_N, ORDERED, False)
     first_q, lenq = sequence(cu_q, query_lengths, seqlen_q, b, PACKED, HAS_QUERY_LENGTHS)
     first_k, lenk = sequence(cu_k, key_lengths, seqlen_k, b, PACKED, HAS_KEY_LENGTHS)
     rows = lenk if PACKED else seqlen_k

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class Launch:
 
 # By the padded head_dim (of keys and values, the larger), for 16-bit inputs; float32 takes half of BLOCK_N. The rows
 # are what compiles without spills for compute capability 8.0, 9.0 and 10.0; none has been timed on a GPU yet.
-FORWARD = {16: Launch(128, 64, 4, 3), 32: Launch(128, 64, 4, 3), 64: Launch(64, 32, 4, 2), 128: Launch(64, 32, 4, 2),
+FORWARD = {16: Launch(128, 64, 4, 3), 32: Launch(128, 64, 4, 3), 64: Launch(64, 32, 4, 2), 128: Launch(128, 32, 8, 2),
            256: Launch(32, 32, 4, 1)}  # fmt: skip
 BACKWARD = {16: Launch(64, 64, 4, 1), 32: Launch(64, 64, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1),
             256: Launch(16, 16, 4, 1)}  # fmt: skip
@@ -51,8 +52,15 @@ class Plan:
     nheads_kv: int
     longest_q: int
     longest_k: int
+    window: tuple[int | None, int | None]  # causal is a right bound of 0
+    cu_seqlens: tuple[Tensor, Tensor] | None  # of queries and keys
     buckets: Tensor | None
     arguments: dict[str, Any]
+
+    def reach(self, rows: int) -> int:
+        """The most keys that `rows` queries in a row can see."""
+        left, right = self.window
+        return self.longest_k if left is None or right is None else min(self.longest_k, left + right + rows)
 
 
 def relative_buckets(span: int, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
@@ -64,6 +72,13 @@ def relative_buckets(span: int, num_buckets: int, max_distance: int, bidirection
     growth = torch.log(n.clamp_min(1).double() / exact) / math.log(max_distance / exact)
     bucket = torch.where(n < exact, n, (exact + (growth * (per_side - exact)).long()).clamp_max(per_side - 1))
     return bucket + torch.where(distance > 0, per_side, 0) if bidirectional else bucket
+
+
+@functools.lru_cache(maxsize=64)
+def buckets_on(device: torch.device, span: int, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """`relative_buckets` as int32 on the device. They are copied there by the first call alone, which a GPU waits for:
+    a CUDA graph that has them must be captured after a call outside of it."""
+    return relative_buckets(span, num_buckets, max_distance, bidirectional).to(device, torch.int32)
 
 
 def make_plan(
@@ -89,7 +104,7 @@ def make_plan(
     span = 0
     if relative_table is not None:
         span = max(max_distance, relative_table.shape[0])
-        buckets = relative_buckets(span, relative_table.shape[0], max_distance, bidirectional).to(q.device)
+        buckets = buckets_on(q.device, span, relative_table.shape[0], max_distance, bidirectional)
         values = relative_table.float()[buckets].T.contiguous()  # (nheads, 2 * span + 1)
     if alibi_slopes is not None:
         slopes = alibi_slopes.float().expand(batch, q.shape[-2])
@@ -144,4 +159,7 @@ def make_plan(
         HAS_DROPOUT=dropout_p > 0,
         PRECISION="tf32" if q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee",
     )
-    return Plan(batch, q.shape[-2], k.shape[-2], longest_q, longest_k, buckets, arguments)
+    cu_seqlens = None if cu_seqlens_q is None or cu_seqlens_k is None else (cu_seqlens_q, cu_seqlens_k)
+    return Plan(
+        batch, q.shape[-2], k.shape[-2], longest_q, longest_k, (left, right), cu_seqlens, buckets, arguments
+    )  # fmt: skip

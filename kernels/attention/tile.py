@@ -6,15 +6,16 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-2.3e38)  # a bias that is finite times LOG2E
 
 
 @triton.jit
-def load_rows(base, first, rows, limit, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
-    """Rows [R] of a (seqlen, head_dim) matrix as [R, BLOCK_D]; 0 beyond `limit` rows and beyond HEAD_DIM."""
+def load_at(base, offsets, inside, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """[R, BLOCK_D]: the rows that start at base + offsets, int64 [R]; 0 beyond HEAD_DIM and where not `inside` [R]."""
     d = tl.arange(0, BLOCK_D)
-    at = base + (first + rows.to(tl.int64))[:, None] * stride + d[None, :]
+    at = base + offsets[:, None] + d[None, :]
     if MASKED:
-        return tl.load(at, mask=(rows[:, None] < limit) & (d[None, :] < HEAD_DIM), other=0.0)
+        return tl.load(at, mask=inside[:, None] & (d[None, :] < HEAD_DIM), other=0.0)
     else:
         if HEAD_DIM == BLOCK_D:
             return tl.load(at)
@@ -23,11 +24,23 @@ def load_rows(base, first, rows, limit, stride, HEAD_DIM: tl.constexpr, BLOCK_D:
 
 
 @triton.jit
+def store_at(base, offsets, inside, value, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The inverse of `load_at`, in the dtype of the memory."""
+    d = tl.arange(0, BLOCK_D)
+    at = base + offsets[:, None] + d[None, :]
+    tl.store(at, value.to(base.dtype.element_ty), mask=inside[:, None] & (d[None, :] < HEAD_DIM))
+
+
+@triton.jit
+def load_rows(base, first, rows, limit, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """Rows [R] of a (seqlen, head_dim) matrix as [R, BLOCK_D]; 0 beyond `limit` rows and beyond HEAD_DIM."""
+    return load_at(base, (first + rows.to(tl.int64)) * stride, rows < limit, HEAD_DIM, BLOCK_D, MASKED)
+
+
+@triton.jit
 def store_rows(base, first, rows, limit, stride, value, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """The inverse of `load_rows`, in the dtype of the memory."""
-    d = tl.arange(0, BLOCK_D)
-    at = base + (first + rows.to(tl.int64))[:, None] * stride + d[None, :]
-    tl.store(at, value.to(base.dtype.element_ty), mask=(rows[:, None] < limit) & (d[None, :] < HEAD_DIM))
+    store_at(base, (first + rows.to(tl.int64)) * stride, rows < limit, value, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -58,7 +71,8 @@ def scores(
     """(scores times log2(e) [M, N], derivative of the cap [M, N]), not masked.
 
     q [M, D], k [N, D]. bias: this batch row's and head's (seqlen_q, seqlen_k) by strides. values: this head's bias by
-    key position minus query position, from -span to span, beyond which it is constant. slope: this head's of ALiBi.
+    key position minus query position, from -span to span, beyond which it is constant. slope: this head's of ALiBi,
+    or [M, 1].
     """
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     factor = s
@@ -72,7 +86,9 @@ def scores(
     distance = j[None, :] - i[:, None] - shift
     if HAS_BIAS:
         at = bias + i.to(tl.int64)[:, None] * bias_m + j.to(tl.int64)[None, :] * bias_n
-        s += tl.load(at, mask=(i[:, None] < lenq) & (j[None, :] < lenk), other=0.0).to(tl.float32)
+        b = tl.load(at, mask=(i[:, None] < lenq) & (j[None, :] < lenk), other=0.0).to(tl.float32)
+        # Many write the lowest float for -inf, and a row of nothing else gives the mean: it must stay finite.
+        s += tl.where((b < LOWEST) & (b != float("-inf")), LOWEST, b)
     if HAS_RELATIVE:
         s += tl.load(values + tl.minimum(tl.maximum(distance, -span), span) + span)
     if HAS_ALIBI:

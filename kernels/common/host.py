@@ -27,6 +27,14 @@ def on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
     return launch
 
 
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Read once. Without a GPU it is 4, so that small tests reach what depends on it."""
+    if interpreting() or device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def widened(*tensors: Tensor | None) -> list[Tensor | None]:
     """In the interpreter, bfloat16 as float32: its arithmetic on bfloat16 is that of the raw bits."""
     if not interpreting():

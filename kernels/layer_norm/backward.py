@@ -19,7 +19,7 @@ def layer_norm_backward(
     """(dx, dweight, dbias); dx is also the gradient of the residual.
 
     Args:
-        dy: (rows, columns), the gradient of y, in x's dtype.
+        dy: (..., columns), the gradient of y, in x's dtype.
         dsummed: as dy: what reaches x + residual from elsewhere, added to dx; or None.
         x: what was normalised: x, or x + residual. mean, rstd: of the forward.
         weight: (columns,), any float dtype, or None.

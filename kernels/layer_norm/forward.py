@@ -13,7 +13,7 @@ def layer_norm_forward(
     """(y, summed, mean, rstd): (x - mean) * rstd * weight + bias of each row (Ba et al. 2016, section 3).
 
     Args:
-        x: (rows, columns), float32, bfloat16 or float16; rows any distance apart.
+        x: (..., columns), float32, bfloat16 or float16; any strides.
         weight, bias: (columns,), any float dtype, or None.
         residual: as x, or None; with it, `summed` = x + residual, rounded to x's dtype, is what is normalised.
 

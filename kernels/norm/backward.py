@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.host import widened
-from .plan import BACKWARD, last_contiguous, programs, table_of
+from .plan import BACKWARD, flat, programs, table_of
 from .rows import load_columns, load_tile, rows_of, store_tile
 
 
@@ -121,12 +121,11 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(dx, dweight, dbias): of layer norm, or without a mean of RMS norm.
 
-    x: (rows, columns), what was normalised; the arguments and results are those of `layer_norm_backward`.
+    x: (..., columns), what was normalised; the arguments and results are those of `layer_norm_backward`.
     """
-    dtype, parameter_dtype = x.dtype, x.dtype if weight is None else weight.dtype
+    shape, dtype, parameter_dtype = x.shape, x.dtype, x.dtype if weight is None else weight.dtype
     dy, dsummed, x, weight = widened(dy, dsummed, x, weight)  # type: ignore[assignment]
-    x, dy = last_contiguous(x), last_contiguous(dy)
-    dsummed = None if dsummed is None else last_contiguous(dsummed)
+    x, dy, dsummed = flat(x), flat(dy), None if dsummed is None else flat(dsummed)
     rows, columns = x.shape
     table = table_of(BACKWARD)
     whole = table.choose(columns)
@@ -158,4 +157,4 @@ def norm_backward(
             )  # fmt: skip
     # Their order of summation is fixed by the shape (programs, columns).
     totals = (None if sums is None else sums.sum(0).to(parameter_dtype) for sums in (dweight, dbias))
-    return dx.to(dtype), *totals
+    return dx.to(dtype).view(shape), *totals

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.host import interpreting, widened
-from .plan import FORWARD, last_contiguous, table_of
+from .plan import FORWARD, flat, table_of
 from .rows import load_summed, merged, rows_of, scale_and_shift, statistics, store_tile
 
 
@@ -76,16 +76,15 @@ def norm_forward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """(y, summed, mean, rstd): layer norm when `centred`, else RMS norm, whose mean is not written.
 
-    x: (rows, columns); the arguments and results are those of `layer_norm_forward`.
+    x: (..., columns); the arguments and results are those of `layer_norm_forward`.
     """
-    dtype, added = x.dtype, None
+    shape, dtype, added = x.shape, x.dtype, None
     if residual is not None and interpreting() and dtype == torch.bfloat16:
         # Widened inputs would be added without the rounding to bfloat16, so torch adds them.
         added = x + residual
         x, residual = added, None
     x, weight, bias, residual = widened(x, weight, bias, residual)  # type: ignore[assignment]
-    x = last_contiguous(x)
-    residual = None if residual is None else last_contiguous(residual)
+    x, residual = flat(x), None if residual is None else flat(residual)
     rows, columns = x.shape
     y = x.new_empty((rows, columns))
     summed = None if residual is None else x.new_empty((rows, columns))
@@ -102,4 +101,6 @@ def norm_forward(
                 CENTRED=centred, HAS_RESIDUAL=residual is not None, HAS_WEIGHT=weight is not None,
                 HAS_BIAS=bias is not None, ROWS=row.ROWS, COLUMNS=row.COLUMNS, num_warps=row.num_warps,
             )  # fmt: skip
-    return y.to(dtype), summed if added is None else added, mean, rstd
+    if added is None and summed is not None:
+        added = summed.view(shape)
+    return y.to(dtype).view(shape), added, mean, rstd

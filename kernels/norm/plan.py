@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
 from torch import Tensor
 
-from ..common.host import interpreting
+from ..common.host import interpreting, multiprocessors
 
 
 @dataclass(frozen=True)
@@ -77,20 +76,14 @@ BACKWARD = Table(
 # The interpreter's cost is per operation on a tile, whatever its size. Chunks already at 2049 columns, and weights read
 # for each row there, so that small tests reach every path.
 INTERPRETED = Table(
-    whole=(Launch(8, 2048, 4),),
-    long=Launch(8, 1024, 4, keeps_weight=False),
+    whole=(Launch(8, 2048, 4, 1),),
+    long=Launch(8, 1024, 4, 1, keeps_weight=False),
     means=Launch(8, 1024, 4),
 )
-PROGRAMS_INTERPRETED = 4
 
 
 def table_of(compiled: Table) -> Table:
     return INTERPRETED if interpreting() else compiled
-
-
-@cache
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def programs(row: Launch, blocks: int, chunks: int, device: torch.device) -> int:
@@ -98,11 +91,10 @@ def programs(row: Launch, blocks: int, chunks: int, device: torch.device) -> int
 
     It depends on the shape and the device alone, and so does the order in which a column is summed.
     """
-    compiled = device.type == "cuda" and not interpreting()
-    most = multiprocessors(device) * row.per_sm if compiled else PROGRAMS_INTERPRETED
-    return min(blocks, triton.cdiv(most, chunks))
+    return min(blocks, triton.cdiv(multiprocessors(device) * row.per_sm, chunks))
 
 
-def last_contiguous(x: Tensor) -> Tensor:
-    """x itself where its last stride is 1: rows may lie any distance apart."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def flat(x: Tensor) -> Tensor:
+    """x (..., columns) as (rows, columns) with columns next to each other: a view where the strides allow it."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

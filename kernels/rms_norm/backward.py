@@ -13,7 +13,7 @@ def rms_norm_backward(
     """(dx, dweight); dx is also the gradient of the residual.
 
     Args:
-        dy: (rows, columns), the gradient of y, in x's dtype.
+        dy: (..., columns), the gradient of y, in x's dtype.
         dsummed: as dy: what reaches x + residual from elsewhere, added to dx; or None.
         x: what was normalised: x, or x + residual. rstd: of the forward.
         weight: (columns,), any float dtype, or None.

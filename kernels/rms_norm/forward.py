@@ -13,7 +13,7 @@ def rms_norm_forward(
     """(y, summed, rstd): x * rstd * weight of each row (Zhang and Sennrich 2019, section 4).
 
     Args:
-        x: (rows, columns), float32, bfloat16 or float16; rows any distance apart.
+        x: (..., columns), float32, bfloat16 or float16; any strides.
         weight: (columns,), any float dtype, or None.
         residual: as x, or None; with it, `summed` = x + residual, rounded to x's dtype, is what is normalised.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "sdpa", "reference")
 
@@ -24,9 +24,12 @@ class BackendRefused(RuntimeError):
     """No backend, or not the one asked for, runs this call. The text lists every backend's objections."""
 
 
-@dataclass(frozen=True)
-class AttentionCall:
-    """What a choice of attention backend may depend on. Sizes in elements; no tensors."""
+class AttentionCall(NamedTuple):
+    """What a choice of attention backend may depend on. Sizes in elements; no tensors.
+
+    A named tuple, as the other calls: one is made for every call of an op, and a frozen dataclass takes five times as
+    long to make.
+    """
 
     device: str
     dtype: str
@@ -53,8 +56,28 @@ class AttentionCall:
     bias_needs_grad: bool = False
 
 
-@dataclass(frozen=True)
-class NormCall:
+class DecodeCall(NamedTuple):
+    """What a choice of a backend for attention over caches may depend on."""
+
+    device: str
+    dtype: str
+    batch: int
+    seqlen_q: int
+    longest: int
+    nheads: int
+    nheads_kv: int
+    head_dim: int
+    head_dim_v: int
+    paged: bool = False
+    appends: bool = False
+    window: tuple[int | None, int | None] = (None, None)
+    bias: str | None = None  # None, "relative" or "alibi"
+    softcap: bool = False
+    sinks: bool = False
+    return_lse: bool = False
+
+
+class NormCall(NamedTuple):
     """What a choice of a layer norm or RMS norm backend may depend on."""
 
     device: str
@@ -65,8 +88,7 @@ class NormCall:
     needs_grad: bool = False
 
 
-@dataclass(frozen=True)
-class FeedForwardCall:
+class FeedForwardCall(NamedTuple):
     """What a choice of feed-forward backend may depend on."""
 
     device: str
@@ -79,7 +101,21 @@ class FeedForwardCall:
     needs_grad: bool = False
 
 
-Call = AttentionCall | NormCall | FeedForwardCall
+class RotaryCall(NamedTuple):
+    """What a choice of a rotary backend may depend on."""
+
+    device: str
+    dtype: str
+    batch: int
+    seqlen: int
+    nheads: int
+    head_dim: int
+    positions: bool = False
+    needs_grad: bool = False
+    tables_need_grad: bool = False
+
+
+Call = AttentionCall | DecodeCall | NormCall | FeedForwardCall | RotaryCall
 Rule = Callable[[Any], str | None]
 
 
@@ -94,7 +130,12 @@ class Backend:
     note: str = ""
 
     def objections(self, call: Call) -> list[str]:
-        return [text for rule in self.rules if (text := rule(call)) is not None]
+        texts = []
+        for rule in self.rules:  # no comprehension: torch.compile cannot trace one that closes over a named tuple
+            text = rule(call)
+            if text is not None:
+                texts.append(text)
+        return texts
 
 
 @cache
@@ -107,9 +148,10 @@ def module_missing(name: str) -> str | None:
     return None if found else f"{name} is not installed"
 
 
-def load(backend: Backend) -> ModuleType:
-    """The module with the launchers. An error inside it is a broken kernel and is not hidden."""
-    return importlib.import_module(backend.module)
+@cache
+def load(module: str) -> ModuleType:
+    """The module with a backend's launchers. An error inside it is a broken kernel and is not hidden."""
+    return importlib.import_module(module)
 
 
 def report(table: tuple[Backend, ...], call: Call) -> list[tuple[str, str]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 
 from .dispatch import AttentionCall, Call, module_missing
@@ -11,6 +14,18 @@ from .environment import interpreting
 TRITON_MISSING = module_missing("triton")
 EXTENSION_MISSING = module_missing("undivided._C")
 INTERPRETING = interpreting()
+
+
+def cuda_missing() -> str | None:
+    """None when the extension was built with its CUDA kernels; otherwise the reason that the build wrote down."""
+    record = Path(__file__).parent / "_build_info.json"
+    if EXTENSION_MISSING is not None or not record.exists():
+        return EXTENSION_MISSING or "the package runs from a source tree that was not installed"
+    built = json.loads(record.read_text())
+    return None if built.get("cuda") else str(built.get("cuda_skipped") or "the build left them out")
+
+
+CUDA_MISSING = cuda_missing()
 
 
 def needs_triton(call: Call) -> str | None:
@@ -30,6 +45,23 @@ def needs_cpu_extension(call: Call) -> str | None:
     if EXTENSION_MISSING is None:
         return None
     return "the compiled extension undivided._C is not there; reinstall with a C++17 compiler (undivided info says why)"
+
+
+def needs_cuda_extension(call: Call) -> str | None:
+    if CUDA_MISSING is None:
+        return None
+    reason = CUDA_MISSING.splitlines()[0]
+    return f"there are no CUDA kernels: {reason}; reinstall where CUDA's nvcc is on PATH (undivided info says more)"
+
+
+def on_hopper(call: Call) -> str | None:
+    """The CUDA C++ kernels use instructions that compute capability 9.0 alone has."""
+    if call.device != "cuda":
+        return f"tensors are on {call.device!r}, this backend runs on 'cuda'"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    major, minor = torch.cuda.get_device_capability()
+    return None if (major, minor) == (9, 0) else f"the GPU has compute capability {major}.{minor}, 9.0 is needed"
 
 
 def on_cpu(call: Call) -> str | None:
@@ -60,4 +92,11 @@ def tensor_cores(call: Call) -> str | None:
 
 
 # What depends on the machine and the installation, not on the call: left out where the question is what a kernel has.
-OF_THE_MACHINE = (needs_triton, needs_gpu_or_interpreter, needs_cpu_extension, tensor_cores)
+OF_THE_MACHINE = (
+    needs_triton,
+    needs_gpu_or_interpreter,
+    needs_cpu_extension,
+    needs_cuda_extension,
+    on_hopper,
+    tensor_cores,
+)

@@ -8,8 +8,11 @@ COMMANDS = {
     "bench": "time the kernels against their peers",
     "data": "list or fetch the datasets of the tasks",
     "train": "train a model on a task",
+    "finetune": "train on a task from the weights of a checkpoint",
+    "compare": "train several kinds of model on a task, side by side",
     "evaluate": "score a checkpoint beside published figures",
     "generate": "run a checkpoint on your own input",
+    "transcribe": "write down what is said in audio files",
     "export": "write a checkpoint's model to a smaller file",
     "demo": "info, a quick verify, a short training, its score and an example",
 }

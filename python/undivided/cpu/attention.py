@@ -144,7 +144,6 @@ class Buffers:
         self.add("dtable", torch.zeros(table.shape, dtype=torch.float32))
         shape = (self.chunks, self.batch, self.nheads, buckets.shape[0])
         self.add("distance_sums", torch.zeros(shape, dtype=torch.float32))
-        self.words["buckets"] = buckets.data_ptr()
 
     def add_sinks(self) -> None:
         self.add("dsinks", torch.empty(self.nheads, dtype=torch.float32))

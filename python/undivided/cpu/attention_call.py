@@ -54,10 +54,9 @@ def readable(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def buckets_by_distance(span: int, num_buckets: int, max_distance: int, bidirectional: bool) -> tuple[Tensor, Tensor]:
-    """The table's row for the distances from -span to span, as int64 to index with and as int32 for the extension."""
-    buckets = relative_buckets(torch.arange(-span, span + 1), num_buckets, max_distance, bidirectional)
-    return buckets, buckets.to(torch.int32)
+def buckets_by_distance(span: int, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """The table's row for the distances from -span to span, int32."""
+    return relative_buckets(torch.arange(-span, span + 1), num_buckets, max_distance, bidirectional).to(torch.int32)
 
 
 def describe(
@@ -113,8 +112,10 @@ def describe(
     buckets = None
     if relative_table is not None:
         span = max(max_distance, relative_table.shape[0])
-        index, buckets = buckets_by_distance(span, relative_table.shape[0], max_distance, bidirectional)
-        words.update(values=hold(relative_table.detach().float()[index].T.contiguous()), span=span)
+        buckets = buckets_by_distance(span, relative_table.shape[0], max_distance, bidirectional)
+        table = relative_table.detach().float()
+        words.update(table=hold(table), table_row=table.stride(0), table_column=table.stride(1))
+        words.update(buckets=buckets.data_ptr(), span=span)
     if alibi_slopes is not None:
         slopes = alibi_slopes.float()
         words.update(

@@ -9,32 +9,33 @@ from . import DTYPES, address
 
 
 def layer_norm_forward(
-    x2d: torch.Tensor,
+    x: torch.Tensor,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
-    residual2d: torch.Tensor | None,
+    residual: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """(y, summed, mean, rstd) for `x2d` (rows, columns) in float32, bfloat16 or float16.
+    """(y, summed, mean, rstd) for `x` (..., columns) in float32, bfloat16 or float16.
 
-    `weight`, `bias` (columns,) in any of these dtypes, or None; `residual2d` like `x2d`, or None. What is normalised
+    `weight`, `bias` (columns,) in any of these dtypes, or None; `residual` like `x`, or None. What is normalised
     is `summed = x + residual`, rounded to x's dtype (None without residual). `mean`, `rstd` are float32 (rows,).
     """
-    x2d = x2d.contiguous()
-    rows, columns = x2d.shape
-    y = torch.empty_like(x2d)
+    x = x.contiguous()
+    columns = x.shape[-1]
+    rows = x.numel() // columns
+    y = torch.empty_like(x)
     summed = None
-    if residual2d is not None:
-        residual2d = residual2d.contiguous()
-        summed = torch.empty_like(x2d)
+    if residual is not None:
+        residual = residual.contiguous()
+        summed = torch.empty_like(x)
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    mean = x2d.new_empty(rows, dtype=torch.float32)
-    rstd = x2d.new_empty(rows, dtype=torch.float32)
-    dtype = DTYPES[x2d.dtype]
+    mean = torch.empty(rows, dtype=torch.float32)
+    rstd = torch.empty(rows, dtype=torch.float32)
+    dtype = DTYPES[x.dtype]
     _C.layer_norm_forward(
-        x2d.data_ptr(),
-        address(residual2d),
+        x.data_ptr(),
+        address(residual),
         address(weight),
         address(bias),
         y.data_ptr(),
@@ -55,7 +56,7 @@ def layer_norm_forward(
 def layer_norm_backward(
     dy: torch.Tensor,
     dsummed: torch.Tensor | None,
-    x2d_or_summed: torch.Tensor,
+    x_or_summed: torch.Tensor,
     weight: torch.Tensor | None,
     mean: torch.Tensor,
     rstd: torch.Tensor,
@@ -63,23 +64,24 @@ def layer_norm_backward(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """(dx, dweight, dbias); `dx` is also the gradient of the residual.
 
-    `dy` (rows, columns) and `dsummed` (like it, or None: the gradient that reaches `summed` from elsewhere) in x's
+    `dy` (..., columns) and `dsummed` (like it, or None: the gradient that reaches `summed` from elsewhere) in x's
     dtype. `dweight` is None without weight, `dbias` without bias; both in the weight's dtype, summed in float32 in an
     order that depends on the shape alone.
     """
-    x2d, dy = x2d_or_summed.contiguous(), dy.contiguous()
+    x, dy = x_or_summed.contiguous(), dy.contiguous()
     dsummed = None if dsummed is None else dsummed.contiguous()
     weight = None if weight is None else weight.contiguous()
-    rows, columns = x2d.shape
-    dx = torch.empty_like(x2d)
+    columns = x.shape[-1]
+    rows = x.numel() // columns
+    dx = torch.empty_like(x)
     dweight = None if weight is None else torch.empty_like(weight)
-    parameter_dtype = x2d.dtype if weight is None else weight.dtype
-    dbias = x2d.new_empty(columns, dtype=parameter_dtype) if has_bias else None
+    parameter_dtype = x.dtype if weight is None else weight.dtype
+    dbias = x.new_empty(columns, dtype=parameter_dtype) if has_bias else None
     code = DTYPES[parameter_dtype]
     _C.layer_norm_backward(
         dy.data_ptr(),
         address(dsummed),
-        x2d.data_ptr(),
+        x.data_ptr(),
         address(weight),
         mean.data_ptr(),
         rstd.data_ptr(),
@@ -88,7 +90,7 @@ def layer_norm_backward(
         address(dbias),
         rows,
         columns,
-        DTYPES[x2d.dtype],
+        DTYPES[x.dtype],
         code,
         code,
         torch.get_num_threads(),

@@ -9,26 +9,27 @@ from . import DTYPES, address
 
 
 def rms_norm_forward(
-    x2d: torch.Tensor, weight: torch.Tensor | None, residual2d: torch.Tensor | None, eps: float
+    x: torch.Tensor, weight: torch.Tensor | None, residual: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(y, summed, rstd) for `x2d` (rows, columns) in float32, bfloat16 or float16.
+    """(y, summed, rstd) for `x` (..., columns) in float32, bfloat16 or float16.
 
-    `weight` (columns,) in any of these dtypes, or None; `residual2d` like `x2d`, or None. What is normalised is
+    `weight` (columns,) in any of these dtypes, or None; `residual` like `x`, or None. What is normalised is
     `summed = x + residual`, rounded to x's dtype (None without residual). `rstd` is float32 (rows,).
     """
-    x2d = x2d.contiguous()
-    rows, columns = x2d.shape
-    y = torch.empty_like(x2d)
+    x = x.contiguous()
+    columns = x.shape[-1]
+    rows = x.numel() // columns
+    y = torch.empty_like(x)
     summed = None
-    if residual2d is not None:
-        residual2d = residual2d.contiguous()
-        summed = torch.empty_like(x2d)
+    if residual is not None:
+        residual = residual.contiguous()
+        summed = torch.empty_like(x)
     weight = None if weight is None else weight.contiguous()
-    rstd = x2d.new_empty(rows, dtype=torch.float32)
-    dtype = DTYPES[x2d.dtype]
+    rstd = torch.empty(rows, dtype=torch.float32)
+    dtype = DTYPES[x.dtype]
     _C.rms_norm_forward(
-        x2d.data_ptr(),
-        address(residual2d),
+        x.data_ptr(),
+        address(residual),
         address(weight),
         y.data_ptr(),
         address(summed),
@@ -46,27 +47,28 @@ def rms_norm_forward(
 def rms_norm_backward(
     dy: torch.Tensor,
     dsummed: torch.Tensor | None,
-    x2d_or_summed: torch.Tensor,
+    x_or_summed: torch.Tensor,
     weight: torch.Tensor | None,
     rstd: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(dx, dweight); `dx` is also the gradient of the residual.
 
-    `dy` (rows, columns) and `dsummed` (like it, or None: the gradient that reaches `summed` from elsewhere) in x's
+    `dy` (..., columns) and `dsummed` (like it, or None: the gradient that reaches `summed` from elsewhere) in x's
     dtype. `dweight` is None without weight, else in its dtype, summed in float32 in an order that depends on the
     shape alone.
     """
-    x2d, dy = x2d_or_summed.contiguous(), dy.contiguous()
+    x, dy = x_or_summed.contiguous(), dy.contiguous()
     dsummed = None if dsummed is None else dsummed.contiguous()
     weight = None if weight is None else weight.contiguous()
-    rows, columns = x2d.shape
-    dx = torch.empty_like(x2d)
+    columns = x.shape[-1]
+    rows = x.numel() // columns
+    dx = torch.empty_like(x)
     dweight = None if weight is None else torch.empty_like(weight)
-    dtype = DTYPES[x2d.dtype]
+    dtype = DTYPES[x.dtype]
     _C.rms_norm_backward(
         dy.data_ptr(),
         address(dsummed),
-        x2d.data_ptr(),
+        x.data_ptr(),
         address(weight),
         rstd.data_ptr(),
         dx.data_ptr(),

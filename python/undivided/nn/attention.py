@@ -1,70 +1,54 @@
-"""Multi-head attention with its weights, and the cache that decoding keeps."""
+"""Multi-head attention with its weights."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..reference import attention_weights
+from .cache import Cache
+from .packing import Packing, Start
 from .positions import Positions
 
-
-class Cache:
-    """Keys and values of the tokens so far, in buffers made once for `longest` tokens.
-
-    `keys`, `values`: (batch, longest, nheads, head_dim); `length` tokens of them are there.
-    """
-
-    def __init__(self, longest: int) -> None:
-        self.longest, self.length = longest, 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds (batch, n, nheads, head_dim) and gives all keys and values so far.
-
-        Raises:
-            ValueError: there is no room for n more tokens.
-        """
-        if self.keys is None or self.values is None:
-            shape = (k.shape[0], self.longest, *k.shape[2:])
-            self.keys, self.values = k.new_empty(shape), v.new_empty(shape)
-        end = self.length + k.shape[1]
-        if end > self.longest:
-            raise ValueError(f"the cache holds {self.longest} tokens, {end} were given; make it longer")
-        self.keys[:, self.length : end], self.values[:, self.length : end] = k, v
-        self.length = end
-        return self.keys[:, :end], self.values[:, :end]
-
-    def all(self) -> tuple[Tensor, Tensor] | None:
-        """The keys and values so far, None before the first."""
-        if self.keys is None or self.values is None:
-            return None
-        return self.keys[:, : self.length], self.values[:, : self.length]
-
-    def select(self, rows: Tensor) -> None:
-        """Keeps these rows of the batch, in this order: int64 (new batch,)."""
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+FEW = 8  # queries a row, up to which a cached call is a step of decoding; more are a prompt
 
 
 class MultiHeadAttention(nn.Module):
     """Vaswani et al. 2017, section 3.2.2. Self-attention without `memory`, cross attention with it.
 
+    `head_dim` is d_model / nheads where it is None, `scale` as in `undivided.attention`; `bias` is that of the four
+    projections.
+
     Raises:
-        ValueError: nheads is below 1, d_model is not a multiple of it, or dropout is not from 0 to below 1.
+        ValueError: nheads or head_dim is below 1, d_model is not a multiple of nheads though it gives head_dim, or
+            dropout is not from 0 to below 1.
     """
 
-    def __init__(self, d_model: int, nheads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        nheads: int,
+        dropout: float = 0.0,
+        *,
+        head_dim: int | None = None,
+        bias: bool = False,
+        scale: float | None = None,
+    ) -> None:
         super().__init__()
-        if nheads < 1 or d_model % nheads:
+        if nheads < 1 or (head_dim is None and d_model % nheads):
             raise ValueError(f"d_model={d_model} must be a multiple of nheads={nheads}, which must be at least 1")
+        if head_dim is not None and head_dim < 1:
+            raise ValueError(f"head_dim={head_dim} must be at least 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
-        self.nheads, self.head_dim, self.dropout = nheads, d_model // nheads, dropout
-        self.q = nn.Linear(d_model, d_model, bias=False)
-        self.kv = nn.Linear(d_model, 2 * d_model, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.nheads, self.head_dim, self.dropout, self.scale = nheads, head_dim or d_model // nheads, dropout, scale
+        inner = nheads * self.head_dim
+        self.q = nn.Linear(d_model, inner, bias=bias)
+        self.kv = nn.Linear(d_model, 2 * inner, bias=bias)
+        self.out = nn.Linear(inner, d_model, bias=bias)
 
     def forward(
         self,
@@ -73,38 +57,79 @@ class MultiHeadAttention(nn.Module):
         *,
         positions: Positions,
         causal: bool = False,
-        key_lengths: Tensor | None = None,
-        start: int = 0,
+        key_lengths: Tensor | Packing | None = None,
+        start: Start = 0,
         cache: Cache | None = None,
     ) -> Tensor:
         """(batch, seqlen_q, d_model).
 
         `start` is the position of x's first token. With a cache x holds only the newest tokens: the keys of earlier
-        ones, or of the whole memory, are in the cache and are not made again.
+        ones, or of the whole memory, are in the cache and are not made again. Packed, x is (1, total, d_model), `start`
+        its packing and `key_lengths` the memory's.
         """
         q = positions.turn(self._queries(x), start)
-        k, v = self._keys_values(x, memory, positions, start, cache)
         bias = positions.bias() if memory is None else None
         dropout = self.dropout if self.training else 0.0
-        out = ops.attention(q, k, v, causal=causal, key_lengths=key_lengths, bias=bias, dropout_p=dropout)
+        words: dict[str, Any] = dict(causal=causal, bias=bias, scale=self.scale)
+        lengths: Any = key_lengths
+        few = q.shape[1] <= FEW and not dropout and not torch.is_grad_enabled()
+        place = start if memory is None else 0
+        out: Any
+        if isinstance(start, Packing):
+            keys = start if memory is None else packed_memory(key_lengths)
+            k, v = self._keys_values(x, memory, positions, keys, None)
+            out = attend_packed(q, k, v, start, keys, dropout_p=dropout, **words)
+        elif cache is not None and few and memory is not None:
+            k, v = self._keys_values(x, memory, positions, place, cache)
+            lengths = cache.lengths if lengths is None else lengths
+            out = ops.attention_decode(q, k, v, lengths, **words)
+        elif cache is not None and few and key_lengths is None:
+            k, v = self._keys_values(x, None, positions, start, None)
+            out = ops.attention_decode(q, *cache.room_for(k, v), k=k, v=v, **words)
+            cache.added(k.shape[1])
+        else:
+            k, v = self._keys_values(x, memory, positions, place, cache)
+            out = ops.attention(q, k, v, key_lengths=lengths, dropout_p=dropout, **words)
         assert isinstance(out, Tensor)  # a pair only where the lse is asked for
-        return self.out(out.flatten(2))  # (batch, seqlen_q, nheads, head_dim) -> (batch, seqlen_q, d_model)
+        return self.out(out.flatten(2))  # (batch, seqlen_q, nheads, head_dim) -> (batch, seqlen_q, inner) -> d_model
 
     def weights(self, x: Tensor, memory: Tensor, *, positions: Positions, key_lengths: Tensor | None = None) -> Tensor:
         """What each query of a cross attention looks at: (batch, nheads, seqlen_q, seqlen_k), rows sum to 1."""
         k, _ = self._keys_values(x, memory, positions, 0, None)
-        return attention_weights(positions.turn(self._queries(x)), k, key_lengths=key_lengths)
+        return attention_weights(positions.turn(self._queries(x)), k, key_lengths=key_lengths, scale=self.scale)
 
     def _queries(self, x: Tensor) -> Tensor:
         return self.q(x).unflatten(-1, (self.nheads, self.head_dim))
 
     def _keys_values(
-        self, x: Tensor, memory: Tensor | None, positions: Positions, start: int, cache: Cache | None
+        self, x: Tensor, memory: Tensor | None, positions: Positions, place: Start, cache: Cache | None
     ) -> tuple[Tensor, Tensor]:
-        """Each (batch, seqlen_k, nheads, head_dim)."""
+        """Each (batch, seqlen_k, nheads, head_dim). `place` is where the keys stand, as `start` is of the queries."""
         if memory is not None and cache is not None and (found := cache.all()) is not None:
             return found
         pairs = self.kv(x if memory is None else memory).unflatten(-1, (2, self.nheads, self.head_dim))
         k, v = pairs.unbind(2)
-        k = positions.turn(k, start if memory is None else 0)
+        k = positions.turn(k, place)
         return (k, v) if cache is None else cache.append(k, v)
+
+
+def packed_memory(packing: Tensor | Packing | None) -> Packing:
+    if not isinstance(packing, Packing):
+        raise TypeError(f"the queries are packed, so the memory must be: its key_lengths are {type(packing).__name__}")
+    return packing
+
+
+def attend_packed(q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, **words: Any) -> Tensor:
+    """Attention of q (1, total_q, nheads, head_dim) within each sequence: (1, total_q, nheads, head_dim)."""
+    out = ops.attention_packed(
+        q[0],
+        k[0],
+        v[0],
+        cu_seqlens_q=queries.cu_seqlens,
+        cu_seqlens_k=keys.cu_seqlens,
+        max_seqlen_q=queries.longest,
+        max_seqlen_k=keys.longest,
+        **words,
+    )
+    assert isinstance(out, Tensor)  # a pair only where the lse is asked for
+    return out[None]

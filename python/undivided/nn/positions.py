@@ -7,18 +7,19 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..reference import ALiBi, RelativeBias, rotary_tables, sinusoidal
+from .packing import Start, rows_of
 
 Bias = RelativeBias | ALiBi
 
 
 class Positions(nn.Module):
-    """No positions at all; the base of the other kinds. `start` is the position of the first token of `x`."""
+    """No positions at all; the base of the other kinds. `start` says where the tokens of `x` stand."""
 
-    def add(self, x: Tensor, start: int = 0) -> Tensor:
+    def add(self, x: Tensor, start: Start = 0) -> Tensor:
         """Embeddings (batch, seqlen, d_model) with what stands for the position added."""
         return x
 
-    def turn(self, x: Tensor, start: int = 0) -> Tensor:
+    def turn(self, x: Tensor, start: Start = 0) -> Tensor:
         """Queries or keys (batch, seqlen, nheads, head_dim) turned by their position."""
         return x
 
@@ -37,29 +38,58 @@ class Sinusoidal(Positions):
         self.d_model = d_model
         self.register_buffer("table", torch.empty(0, d_model), persistent=False)
 
-    def add(self, x: Tensor, start: int = 0) -> Tensor:
-        end = start + x.shape[1]
+    def add(self, x: Tensor, start: Start = 0) -> Tensor:
+        rows, end = rows_of(x, start)
         if self.table.shape[0] < end:
-            self.table = sinusoidal(max(end, 256), self.d_model).to(x.device)
-        return x + self.table[start:end].to(x.dtype)
+            self.table = self.rows(max(end, 256)).to(x.device)
+        return x + self.table[rows].to(x.dtype)
+
+    def rows(self, longest: int) -> Tensor:
+        """float32 (longest, d_model)."""
+        return sinusoidal(longest, self.d_model)
 
 
-class Learned(Positions):
-    """One learned vector a position, added to the embeddings (Devlin et al. 2019).
+class Table(Positions):
+    """A vector a position, added to the embeddings; the base of `Learned` and `Fixed`.
+
+    Position 0 has row `first` of the table: published models have rows before it.
 
     Raises:
-        ValueError: a sequence is longer than `longest`.
+        ValueError: a sequence is longer than the table.
     """
 
-    def __init__(self, d_model: int, longest: int = 1024) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.randn(longest, d_model) * d_model**-0.5)
+    table: Tensor  # (first + longest, d_model)
+    kind: str
 
-    def add(self, x: Tensor, start: int = 0) -> Tensor:
-        end = start + x.shape[1]
-        if end > self.table.shape[0]:
-            raise ValueError(f"the sequence has {end} positions, learned positions end at {self.table.shape[0]}")
-        return x + self.table[start:end].to(x.dtype)
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def add(self, x: Tensor, start: Start = 0) -> Tensor:
+        (rows, end), longest = rows_of(x, start), self.table.shape[0] - self.first
+        if end > longest:
+            raise ValueError(f"the sequence has {end} positions, {self.kind} positions end at {longest}")
+        return x + self.table[self.first :][rows].to(x.dtype)
+
+
+class Learned(Table):
+    """One learned vector for each of `longest` positions (Devlin et al. 2019)."""
+
+    kind = "learned"
+
+    def __init__(self, d_model: int, longest: int = 1024, first: int = 0) -> None:
+        super().__init__(first)
+        self.table = nn.Parameter(torch.randn(first + longest, d_model) * d_model**-0.5)
+
+
+class Fixed(Table):
+    """Vectors that do not learn, kept with the weights: `table` (longest, d_model)."""
+
+    kind = "fixed"
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__(first=0)
+        self.register_buffer("table", table)
 
 
 class Rotary(Positions):
@@ -76,12 +106,12 @@ class Rotary(Positions):
         for name in ("cos", "sin"):
             self.register_buffer(name, torch.empty(0, head_dim // 2), persistent=False)
 
-    def turn(self, x: Tensor, start: int = 0) -> Tensor:
-        end = start + x.shape[1]
+    def turn(self, x: Tensor, start: Start = 0) -> Tensor:
+        rows, end = rows_of(x, start)
         if self.cos.shape[0] < end:
             cos, sin = rotary_tables(max(end, 256), self.head_dim)
             self.cos, self.sin = cos.to(x.device), sin.to(x.device)
-        return ops.rotary(x, self.cos[start:end], self.sin[start:end])
+        return ops.rotary(x, self.cos[rows], self.sin[rows])
 
 
 class Relative(Positions):

@@ -1,6 +1,7 @@
 """The public ops: contract, validation, autograd and choice of backend."""
 
 from .attention import attention, attention_packed
+from .attention_decode import attention_decode
 from .explain import explain
 from .feed_forward import feed_forward
 from .layer_norm import layer_norm
@@ -10,6 +11,7 @@ from .rotary import rotary
 
 __all__ = [
     "attention",
+    "attention_decode",
     "attention_packed",
     "explain",
     "feed_forward",

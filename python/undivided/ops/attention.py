@@ -11,10 +11,11 @@ from .. import reference
 from ..dispatch import AttentionCall, Backend, choose
 from ..reference import ALiBi, RelativeBias
 from . import attention_checks as checks
-from .attention_autograd import TRAINABLE, apply
+from .attention_autograd import apply
 from .attention_plain import Numbers, Tensors
 from .attention_table import ATTENTION
 from .checks import autocast_to, is_flag, last_contiguous
+from .registration import by_registered_op
 
 Bias = Tensor | RelativeBias | ALiBi
 Window = tuple[int | None, int | None]
@@ -99,6 +100,7 @@ def attention(
         query_lengths=checks.check_lengths("query_lengths", query_lengths, batch, seqlen_q, q),
         offsets=offset if isinstance(offset, Tensor) else None,
     )
+    seed, tensors["drawn_seed"] = _seed(dropout_p, seed, q)
     numbers = Numbers(
         scale=number,
         left=left,
@@ -108,7 +110,7 @@ def attention(
         bidirectional=bidirectional,
         softcap=softcap,
         dropout_p=dropout_p,
-        seed=_seed(dropout_p, seed),
+        seed=seed,
     )
     plain = Tensors(last_contiguous(q), last_contiguous(k), last_contiguous(v), **tensors)
     row = choose(ATTENTION, describe(plain, numbers, return_lse), backend)
@@ -165,6 +167,7 @@ def attention_packed(
     left, right = checks.check_window(window, causal)
     is_flag("return_lse", return_lse)
     tensors, distance, bidirectional = _bias_words(bias, (batch, nheads, 0, 0), q)
+    seed, tensors["drawn_seed"] = _seed(dropout_p, seed, q)
     numbers = Numbers(
         scale=checks.check_numbers(scale, softcap, dropout_p, q.shape[-1]),
         left=left,
@@ -173,7 +176,7 @@ def attention_packed(
         bidirectional=bidirectional,
         softcap=softcap,
         dropout_p=dropout_p,
-        seed=_seed(dropout_p, seed),
+        seed=seed,
         max_seqlen_q=checks.check_longest("max_seqlen_q", max_seqlen_q, cu_seqlens_q),
         max_seqlen_k=checks.check_longest("max_seqlen_k", max_seqlen_k, cu_seqlens_k),
     )
@@ -198,21 +201,26 @@ def _bias_words(bias: Bias | None, shape: tuple[int, int, int, int], like: Tenso
     raise TypeError(f"bias is a {type(bias).__name__}; allowed: a tensor, RelativeBias, ALiBi or None")
 
 
-def _seed(dropout_p: float, seed: int | None) -> int:
+def _seed(dropout_p: float, seed: int | None, like: Tensor) -> tuple[int, Tensor | None]:
+    """Dropout's seed, as a number, or as a tensor where it is drawn while a graph is traced."""
     if seed is not None:
-        return checks.check_seed(seed)
-    return int(torch.randint(2**62, (), device="cpu")) if dropout_p else 0
+        return checks.check_seed(seed), None
+    if not dropout_p:
+        return 0, None
+    drawn = torch.randint(2**62, (), device="cpu")
+    return (0, drawn) if by_registered_op(like) else (int(drawn), None)
 
 
 def describe(tensors: Tensors, numbers: Numbers, return_lse: bool) -> AttentionCall:
     """The plain data on which the choice of a backend rests."""
     q, k, v = tensors.q, tensors.k, tensors.v
     packed = tensors.cu_seqlens_q is not None
-    bias = {"dense": tensors.bias, "relative": tensors.relative_table, "alibi": tensors.alibi_slopes}
-    trains = [getattr(tensors, name) for name in TRAINABLE] if torch.is_grad_enabled() else []
+    grad = torch.is_grad_enabled()
+    others = (tensors.bias, tensors.relative_table, tensors.sinks)
+    bias_needs_grad = grad and any(value is not None and value.requires_grad for value in others)
     return AttentionCall(
-        device=q.device.type,
-        dtype=str(q.dtype).removeprefix("torch."),
+        q.device.type,
+        str(q.dtype).removeprefix("torch."),
         batch=0 if packed else q.shape[0],
         seqlen_q=q.shape[-3],
         seqlen_k=k.shape[-3],
@@ -226,14 +234,22 @@ def describe(tensors: Tensors, numbers: Numbers, return_lse: bool) -> AttentionC
         key_lengths=tensors.key_lengths is not None,
         query_lengths=tensors.query_lengths is not None,
         mask=tensors.mask is not None,
-        bias=next((name for name, value in bias.items() if value is not None), None),
+        bias=_bias_name(tensors),
         softcap=numbers.softcap is not None,
         sinks=tensors.sinks is not None,
         dropout=numbers.dropout_p > 0,
         return_lse=return_lse,
-        needs_grad=any(t is not None and t.requires_grad for t in trains),
-        bias_needs_grad=any(t is not None and t.requires_grad for t in trains[3:]),
+        needs_grad=bias_needs_grad or grad and (q.requires_grad or k.requires_grad or v.requires_grad),
+        bias_needs_grad=bias_needs_grad,
     )
+
+
+def _bias_name(tensors: Tensors) -> str | None:
+    if tensors.bias is not None:
+        return "dense"
+    if tensors.relative_table is not None:
+        return "relative"
+    return None if tensors.alibi_slopes is None else "alibi"
 
 
 def run(row: Backend, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor | None]:
@@ -241,7 +257,7 @@ def run(row: Backend, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tenso
     if row.name == "reference":
         return _run_reference(tensors, numbers)
     if row.name == "sdpa":
-        from ..sdpa.attention import attention as sdpa_attention
+        from ..torch_kernels.attention import attention as sdpa_attention
 
         t, n = tensors, numbers
         causal = n.right == 0
@@ -265,7 +281,7 @@ def _run_reference(tensors: Tensors, numbers: Numbers) -> Any:
         softcap=n.softcap,
         sinks=t.sinks,
         dropout_p=n.dropout_p,
-        seed=n.seed,
+        seed=n.seed if t.drawn_seed is None else t.drawn_seed,
         return_lse=True,
     )
     if t.cu_seqlens_q is not None and t.cu_seqlens_k is not None:

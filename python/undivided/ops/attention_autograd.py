@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..dispatch import load
 from .attention_plain import Numbers, Tensors, empty_outputs, launcher_keywords
 from .derivatives import first_derivatives_only, refuse_transforms
 from .registration import by_registered_op, register, register_gradient
@@ -17,7 +17,7 @@ TRAINABLE = ("q", "k", "v", "bias", "relative_table", "sinks")
 
 
 def run_forward(module: str, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor]:
-    launchers = importlib.import_module(module)
+    launchers = load(module)
     return launchers.attention_forward(tensors.q, tensors.k, tensors.v, **launcher_keywords(tensors, numbers))
 
 
@@ -32,7 +32,7 @@ def run_backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v, bias, relative_table, sinks; `needs` speaks of the last three."""
-    launchers = importlib.import_module(module)
+    launchers = load(module)
     if dout.stride(-1) != 1:
         dout = dout.contiguous()
     grads = launchers.attention_backward(

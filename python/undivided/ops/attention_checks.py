@@ -69,6 +69,8 @@ def within(name: str, value: Tensor, lowest: int, highest: int) -> None:
 
 def plain_integers(value: Tensor) -> Tensor:
     """As kernels read them: int32, one after the other."""
+    if value.dtype == torch.int32 and value.is_contiguous():
+        return value
     return value.to(torch.int32).contiguous()
 
 

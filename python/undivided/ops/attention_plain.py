@@ -27,6 +27,7 @@ class Tensors(NamedTuple):
     offsets: Tensor | None = None  # query_offset as int32 (batch,)
     cu_seqlens_q: Tensor | None = None  # int32 (batch + 1,)
     cu_seqlens_k: Tensor | None = None
+    drawn_seed: Tensor | None = None  # int64 (), on the CPU: stands for Numbers.seed, which no traced graph knows
 
 
 class Numbers(NamedTuple):
@@ -75,7 +76,8 @@ def launcher_keywords(tensors: Tensors, numbers: Numbers) -> dict[str, Any]:
     if numbers.softcap is not None:
         words["softcap"] = numbers.softcap
     if numbers.dropout_p:
-        words.update(dropout_p=numbers.dropout_p, seed=numbers.seed)
+        seed = numbers.seed if tensors.drawn_seed is None else int(tensors.drawn_seed)
+        words.update(dropout_p=numbers.dropout_p, seed=seed)
     return words
 
 

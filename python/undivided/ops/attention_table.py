@@ -7,9 +7,11 @@ from ..rules import (
     head_dims,
     kernel_dtype,
     needs_cpu_extension,
+    needs_cuda_extension,
     needs_gpu_or_interpreter,
     needs_triton,
     on_cpu,
+    on_hopper,
     tensor_cores,
 )
 
@@ -39,6 +41,33 @@ def sdpa_square(call: AttentionCall) -> str | None:
     return None
 
 
+def cuda_words(call: AttentionCall) -> str | None:
+    """What the CUDA C++ attention does not have yet."""
+    refused = {
+        "mask": call.mask,
+        "dense bias": call.bias == "dense",
+        "dropout": call.dropout,
+        "backward (a tensor requires a gradient; use torch.no_grad() for the forward alone)": call.needs_grad,
+    }
+    asked = [word for word, present in refused.items() if present]
+    return f"this kernel has no {', no '.join(asked)}; leave it out or use another backend" if asked else None
+
+
+def cuda_sizes(call: AttentionCall) -> str | None:
+    if call.dtype not in ("bfloat16", "float16"):
+        return f"dtype {call.dtype} is not one of bfloat16, float16; cast, or use another backend"
+    if call.head_dim != call.head_dim_v or call.head_dim not in (64, 128):
+        return f"head_dim {call.head_dim} / head_dim_v {call.head_dim_v} is not 64 or 128, the same for both"
+    return None
+
+
+CUDA = Backend(
+    name="cuda",
+    module="undivided.cuda.attention",
+    rules=(needs_cuda_extension, on_hopper, cuda_sizes, cuda_words),
+    auto=False,
+    note="it compiles for Hopper, but has not run on a GPU yet",
+)
 TRITON = Backend(
     name="triton",
     module="undivided.ops.triton_attention",
@@ -51,7 +80,7 @@ CPU = Backend(
     module="undivided.cpu.attention",
     rules=(needs_cpu_extension, on_cpu, kernel_dtype, head_dims),
 )
-SDPA = Backend(name="sdpa", module="undivided.sdpa.attention", rules=(sdpa_words, sdpa_square))
+SDPA = Backend(name="sdpa", module="undivided.torch_kernels.attention", rules=(sdpa_words, sdpa_square))
 REFERENCE = Backend(name="reference", module="undivided.reference")
 
-ATTENTION: tuple[Backend, ...] = (TRITON, CPU, SDPA, REFERENCE)
+ATTENTION: tuple[Backend, ...] = (CUDA, TRITON, CPU, SDPA, REFERENCE)

@@ -18,20 +18,21 @@ CURE = "pass backend='reference', which is eager torch"
 
 
 class FinalGradient(torch.autograd.Function):
-    """apply(op, grad, *sources) -> grad, which depends on the sources but has no derivative."""
+    """apply(text, grad, *sources) -> grad, which depends on the sources but has no derivative; `text` says so."""
 
     @staticmethod
-    def forward(ctx: Any, op: str, grad: Tensor, *sources: Tensor) -> Tensor:
-        ctx.op = op
+    def forward(ctx: Any, text: str, grad: Tensor, *sources: Tensor) -> Tensor:
+        ctx.text = text
         return grad.clone()
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError(f"{ctx.op}: the kernels have no second derivatives; {CURE}")
+        raise NotImplementedError(ctx.text)
 
 
-def first_derivatives_only(op: str) -> Callable[..., Any]:
+def first_derivatives_only(op: str, cure: str = CURE) -> Callable[..., Any]:
     """Decorates the backward of an autograd.Function: a derivative of its gradients raises, and names the cure."""
+    text = f"{op}: the kernels have no second derivatives; {cure}"
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         def run(ctx: Any, *douts: Tensor | None) -> Any:
@@ -40,18 +41,18 @@ def first_derivatives_only(op: str) -> Callable[..., Any]:
             if not torch.is_grad_enabled():  # it is on when the caller asked for create_graph
                 return grads
             sources = [t for t in (*douts, *ctx.saved_tensors) if t is not None and t.requires_grad]
-            return tuple(FinalGradient.apply(op, g, *sources) if isinstance(g, Tensor) else g for g in grads)
+            return tuple(FinalGradient.apply(text, g, *sources) if isinstance(g, Tensor) else g for g in grads)
 
         return run
 
     return decorate
 
 
-def refuse_transforms(op: str, *values: Tensor | None) -> None:
+def refuse_transforms(op: str, *values: Tensor | None, cure: str = CURE) -> None:
     """Raises: NotImplementedError inside torch.func's transforms, and for tensors with a forward-mode tangent."""
     if torch._C._are_functorch_transforms_active():
-        raise NotImplementedError(f"{op}: the kernels do not take part in torch.func's transforms; {CURE}")
+        raise NotImplementedError(f"{op}: the kernels do not take part in torch.func's transforms; {cure}")
     if forward_ad._current_level >= 0 and any(
         value is not None and forward_ad.unpack_dual(value).tangent is not None for value in values
     ):
-        raise NotImplementedError(f"{op}: the kernels have no forward-mode derivatives; {CURE}")
+        raise NotImplementedError(f"{op}: the kernels have no forward-mode derivatives; {cure}")

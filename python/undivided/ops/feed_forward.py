@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..dispatch import FeedForwardCall, choose
+from ..dispatch import FeedForwardCall, choose, load
 from .checks import autocast_to, has_shape, is_float, last_contiguous, same_device, same_dtype
 from .derivatives import first_derivatives_only, refuse_transforms
 from .feed_forward_table import FEED_FORWARD
@@ -65,17 +65,13 @@ def feed_forward(
     row = choose(FEED_FORWARD, call, backend)
     if row.name == "reference":
         return reference.feed_forward(x, w_in, b_in, w_out, b_out, activation, w_gate)
-    flat = last_contiguous(x.reshape(-1, d_model))
-    values = (flat, w_in, b_in, w_out, b_out, w_gate)
-    if by_registered_op(flat):
-        out = torch.ops.undivided.feed_forward_forward(row.module, activation, call.needs_grad, *values)[0]
-        return out.view(x.shape)
+    values = (x, w_in, b_in, w_out, b_out, w_gate)
+    if by_registered_op(x):
+        return torch.ops.undivided.feed_forward_forward(row.module, activation, call.needs_grad, *values)[0]
     refuse_transforms("feed_forward", *values)
     if call.needs_grad:
-        out = FeedForwardFunction.apply(row.module, activation, *values)
-    else:
-        out = _launch(row.module, activation, False, *values)[0]
-    return out.view(x.shape)
+        return FeedForwardFunction.apply(row.module, activation, *values)
+    return _launch(row.module, activation, False, *values)[0]
 
 
 def _check(x: Tensor, w_in: Tensor, b_in: Any, w_out: Tensor, b_out: Any, activation: str, w_gate: Any) -> None:
@@ -105,20 +101,28 @@ def _check(x: Tensor, w_in: Tensor, b_in: Any, w_out: Tensor, b_out: Any, activa
 
 def _launch(module: str, activation: str, save: bool, *values: Any) -> Any:
     """(out, h or None, g or None): h and g are the pre-activation and the gate, (rows, d_ff), for the backward."""
-    launchers = importlib.import_module(module)
     x, w_in, b_in, w_out, b_out, w_gate = values
-    return launchers.feed_forward_forward(x, w_in, b_in, w_out, b_out, activation, w_gate, save=save)
+    launcher = load(module).feed_forward_forward
+    out, h, g = launcher(_rows(x), w_in, b_in, w_out, b_out, activation, w_gate, save=save)
+    return out.view(x.shape), h, g
 
 
 def _launch_backward(module: str, activation: str, dout: Tensor, saved: Any, needs: Sequence[bool]) -> Any:
     """(dx, dw_in, db_in, dw_out, db_out, dw_gate), None where `needs`, in the same order, is False."""
-    launchers = importlib.import_module(module)
     x, h, g, w_in, w_out, w_gate = saved
-    return launchers.feed_forward_backward(dout.contiguous(), x, h, g, w_in, w_out, w_gate, activation, tuple(needs))
+    launcher = load(module).feed_forward_backward
+    dout = dout.reshape(-1, dout.shape[-1]).contiguous()
+    dx, *grads = launcher(dout, _rows(x), h, g, w_in, w_out, w_gate, activation, tuple(needs))
+    return None if dx is None else dx.view(x.shape), *grads
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., d_model) as (rows, d_model), a view where the strides allow it."""
+    return last_contiguous(x.reshape(-1, x.shape[-1]))
 
 
 class FeedForwardFunction(torch.autograd.Function):
-    """apply(module, activation, x, w_in, b_in, w_out, b_out, w_gate) -> out; x is (rows, d_model)."""
+    """apply(module, activation, x, w_in, b_in, w_out, b_out, w_gate) -> out; x is (..., d_model)."""
 
     @staticmethod
     def forward(ctx: Any, module: str, activation: str, *values: Any) -> Tensor:
@@ -144,7 +148,7 @@ def _forward(module: str, activation: str, save: bool, x: Tensor, *rest: Any) ->
 def _forward_fake(
     module: str, activation: str, save: bool, x: Tensor, w_in: Tensor, b_in: Any, w_out: Any, b_out: Any, w_gate: Any
 ) -> Any:
-    hidden = x.shape[0], w_in.shape[0]
+    hidden = math.prod(x.shape[:-1]), w_in.shape[0]
     h = x.new_empty(hidden if save else 0)
     return x.new_empty(x.shape), h, x.new_empty(hidden if save and w_gate is not None else 0)
 

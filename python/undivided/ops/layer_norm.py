@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import reference
 from ..dispatch import choose
 from . import norm_autograd
-from .norm_checks import check_norm, describe, kernel_weight, rows, wants_grad, widest
+from .norm_checks import check_norm, describe, kernel_weight, wants_grad, widest
 from .norm_table import LAYER_NORM
 
 
@@ -45,7 +45,6 @@ def layer_norm(
     row = choose(LAYER_NORM, describe(x, residual, wants_grad(x, weight, bias, residual)), backend)
     if row.name == "reference":
         return reference.layer_norm(x, weight, bias, eps, residual)
-    flat = None if residual is None else rows(residual)
     weight, bias = kernel_weight(weight), kernel_weight(bias)
-    y, summed = norm_autograd.apply("layer_norm", row.module, rows(x), weight, bias, flat, eps)
-    return y.view(x.shape) if residual is None else (y.view(x.shape), summed.view(x.shape))
+    y, summed = norm_autograd.apply("layer_norm", row.module, x, weight, bias, residual, eps)
+    return y if residual is None else (y, summed)

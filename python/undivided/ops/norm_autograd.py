@@ -5,20 +5,21 @@ The two differ only in their launchers: RMS norm has neither a mean nor a bias.
 
 from __future__ import annotations
 
-import importlib
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..dispatch import load
 from .derivatives import first_derivatives_only, refuse_transforms
 from .norm_checks import wants_grad
 from .registration import by_registered_op, register, register_gradient
 
 
 def launch(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> Any:
-    """(y, summed or None, mean or None, rstd); x and residual are (rows, columns)."""
-    launchers = importlib.import_module(module)
+    """(y, summed or None, mean or None, rstd); x and residual are (..., columns)."""
+    launchers = load(module)
     if op == "layer_norm":
         return launchers.layer_norm_forward(x, weight, bias, residual, eps)
     y, summed, rstd = launchers.rms_norm_forward(x, weight, residual, eps)
@@ -37,10 +38,8 @@ def launch_backward(
     has_bias: bool,
 ) -> Any:
     """(dx, dweight or None, dbias or None); x is what was normalised."""
-    launchers = importlib.import_module(module)
-    dy = torch.zeros_like(x) if dy is None else dy if dy.stride(-1) == 1 else dy.contiguous()
-    if dsummed is not None and dsummed.stride(-1) != 1:
-        dsummed = dsummed.contiguous()
+    launchers = load(module)
+    dy = torch.zeros_like(x) if dy is None else dy
     if op == "layer_norm":
         return launchers.layer_norm_backward(dy, dsummed, x, weight, mean, rstd, has_bias)
     dx, dweight = launchers.rms_norm_backward(dy, dsummed, x, weight, rstd)
@@ -78,7 +77,7 @@ def _forward(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: 
 
 
 def _forward_fake(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> Any:
-    rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    rstd = torch.empty(math.prod(x.shape[:-1]), dtype=torch.float32, device=x.device)
     mean = torch.empty_like(rstd) if op == "layer_norm" else _absent(rstd)
     return x.new_empty(x.shape), _absent(x) if residual is None else x.new_empty(x.shape), mean, rstd
 

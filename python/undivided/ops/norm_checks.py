@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import NormCall
-from .checks import autocasting, has_shape, is_float, is_number, last_contiguous, same_device, same_dtype
+from .checks import autocasting, has_shape, is_float, is_number, same_device, same_dtype
 
 
 def check_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None) -> None:
@@ -45,11 +45,6 @@ def widest(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
 def kernel_weight(weight: Tensor | None) -> Tensor | None:
     """Kernels compute in float32, so a float64 weight is rounded to it first."""
     return weight.float() if weight is not None and weight.dtype == torch.float64 else weight
-
-
-def rows(value: Tensor) -> Tensor:
-    """(..., columns) as (rows, columns), a view where the strides allow it."""
-    return last_contiguous(value.reshape(-1, value.shape[-1]))
 
 
 def describe(x: Tensor, residual: Tensor | None, needs_grad: bool) -> NormCall:

@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import reference
 from ..dispatch import choose
 from . import norm_autograd
-from .norm_checks import check_norm, describe, kernel_weight, rows, wants_grad, widest
+from .norm_checks import check_norm, describe, kernel_weight, wants_grad, widest
 from .norm_table import RMS_NORM
 
 
@@ -44,6 +44,5 @@ def rms_norm(
     row = choose(RMS_NORM, describe(x, residual, wants_grad(x, weight, residual)), backend)
     if row.name == "reference":
         return reference.rms_norm(x, weight, eps, residual)
-    flat = None if residual is None else rows(residual)
-    y, summed = norm_autograd.apply("rms_norm", row.module, rows(x), kernel_weight(weight), None, flat, eps)
-    return y.view(x.shape) if residual is None else (y.view(x.shape), summed.view(x.shape))
+    y, summed = norm_autograd.apply("rms_norm", row.module, x, kernel_weight(weight), None, residual, eps)
+    return y if residual is None else (y, summed)

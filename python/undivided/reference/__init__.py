@@ -1,6 +1,7 @@
 """The oracle: every op as it is defined, in eager torch, on any device, in float64 when asked, slow on purpose."""
 
 from .attention import attention, attention_weights
+from .attention_decode import attention_decode
 from .bias import ALiBi, RelativeBias, relative_buckets
 from .dropout import dropout_mask
 from .feed_forward import activate, feed_forward
@@ -17,6 +18,7 @@ __all__ = [
     "RelativeBias",
     "activate",
     "attention",
+    "attention_decode",
     "attention_packed",
     "attention_weights",
     "dropout_mask",

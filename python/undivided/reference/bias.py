@@ -35,7 +35,11 @@ class ALiBi:
 def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int = 128, bidirectional: bool = True) -> Tensor:
     """The bucket, int64, of each key position minus query position.
 
-    In float64: at distances whose bucket is a whole number before rounding, float32 can come out just below it.
+    In float64, as the rule gives it on Python's numbers. Transformers takes the logarithm in float32; up to 4096 tokens
+    its buckets are the same for the models in use: 16, 32, 64 or 128 up to 64, 128, 256 or 512, T5's, MPNet's and
+    LayoutLM's among them, and WavLM's 320 up to 800. With other sizes a boundary that is a whole number may fall to
+    either side: with 18 buckets up to 128, the distances 8, 16 and 64 are one lower here. The C++ kernels read these
+    buckets; the Triton kernels stand alone and have the rule again, tested to be equal.
     """
     half = num_buckets // 2 if bidirectional else num_buckets
     base = torch.where(distance > 0, half, 0) if bidirectional else torch.zeros_like(distance)

@@ -26,11 +26,19 @@ def seed_state(seed: int) -> int:
 
 
 def dropout_mask(
-    seed: int, p: float, batch: int, nheads: int, seqlen_q: int, seqlen_k: int, device: torch.device | str = "cpu"
+    seed: int | Tensor,
+    p: float,
+    batch: int,
+    nheads: int,
+    seqlen_q: int,
+    seqlen_k: int,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """bool (batch, nheads, seqlen_q, seqlen_k); True is kept, with probability 1 - p."""
-    # On a tensor, as torch.compile may hold the seed as a symbol.
-    state = mix(torch.tensor(seed & LOW, device=device)) ^ (seed >> 32)
+    # On a tensor, as torch.compile may hold the seed as a symbol, or as a tensor.
+    words = (seed & LOW, seed >> 32)
+    low, high = (word.to(device) if isinstance(word, Tensor) else torch.tensor(word, device=device) for word in words)
+    state = mix(low) ^ high
     row = mix(state ^ torch.arange(batch * nheads, device=device))[:, None]
     row = mix(row ^ torch.arange(seqlen_q, device=device))[:, :, None]
     keys = torch.arange(seqlen_k, device=device) * 0x9E3779B9

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
-from . import g2p
-from .base import PairData, PublishedRow, Task
-from .vocabulary import BEGIN, END, PAD, Vocabulary, pad
+from . import g2p, g2p_languages, images, pos, sentiment
+from .base import N_TO_1, N_TO_M, N_TO_N, Example, PairData, PublishedRow, Task
+from .headers import from_header, to_header
+from .vocabulary import BEGIN, END, PAD, Vocabulary, Words, pad
 
-TASKS: dict[str, Task] = {task.name: task for task in (g2p.TASK,)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        g2p.TASK,
+        pos.TASK,
+        sentiment.TASK,
+        sentiment.REVIEWS,
+        images.TASK,
+        images.MNIST_TASK,
+        g2p_languages.MEDIUM_TASK,
+        *g2p_languages.LOW_TASKS,
+    )
+}
 
-__all__ = ["BEGIN", "END", "PAD", "TASKS", "PairData", "PublishedRow", "Task", "Vocabulary", "pad", "task"]
+# Several tasks under one name, for what is done with each of them.
+GROUPS: dict[str, tuple[str, ...]] = {"g2p_lowres": tuple(one.name for one in g2p_languages.LOW_TASKS)}
+
+__all__ = [
+    "BEGIN",
+    "END",
+    "GROUPS",
+    "N_TO_1",
+    "N_TO_M",
+    "N_TO_N",
+    "PAD",
+    "TASKS",
+    "Example",
+    "PairData",
+    "PublishedRow",
+    "Task",
+    "Vocabulary",
+    "Words",
+    "from_header",
+    "pad",
+    "task",
+    "to_header",
+]
 
 
 def task(name: str) -> Task:
@@ -17,6 +52,8 @@ def task(name: str) -> Task:
     Raises:
         ValueError: there is none; the text lists the names.
     """
+    if name in GROUPS:
+        raise ValueError(f"{name} is a group of tasks, one of them is needed here: {', '.join(GROUPS[name])}")
     if name not in TASKS:
         raise ValueError(f"no task is called {name!r}; allowed: {', '.join(TASKS)}")
     return TASKS[name]

@@ -10,32 +10,44 @@ from typing import Any
 from .vocabulary import Vocabulary
 
 Symbols = tuple[str, ...]
-References = Mapping[str, Sequence[Symbols]]
+Scores = dict[str, float]
+
+# The shapes of tasks: a sequence of another length, a label for every symbol, one label for all of them.
+N_TO_M, N_TO_N, N_TO_1 = "N-to-M", "N-to-N", "N-to-1"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input to be scored on, with every accepted answer. `text` is what a reader is shown of it."""
+
+    text: str
+    source: Symbols
+    references: tuple[Symbols, ...]
 
 
 @dataclass(frozen=True)
 class PairData:
-    """A task's data: pairs to learn from, and words with every accepted answer to be scored on.
+    """A task's data: pairs to learn from, and examples to be scored on.
 
+    A target has one label for every source symbol in a task from N to N, and one label in a task from N to 1.
     `split` names the split; `comparable` says whether published figures are about the same test set.
     """
 
     source: Vocabulary
     target: Vocabulary
     train: Sequence[tuple[Symbols, Symbols]]
-    dev: References
-    test: References
+    dev: Sequence[Example]
+    test: Sequence[Example]
     split: str
     comparable: bool
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A figure from elsewhere; None where the source does not give it. Percent."""
+    """Figures from elsewhere, in percent, under the names that the task's `score` gives them."""
 
     system: str
-    per: float | None
-    wer: float | None
+    scores: Mapping[str, float]
     source: str
 
 
@@ -43,10 +55,12 @@ class PublishedRow:
 class Task:
     """A row of the table of tasks.
 
-    `load(data)` reads the data, `symbols(text)` cuts one input, `score(outputs, references)` gives the metrics, of
-    which `metric` (lower is better) chooses the best checkpoint. `recipes` are what training starts from, by name
-    ("quick" for minutes on a CPU, "full" for a GPU or an hour): settings of the trainer and, under "model", of each
-    model's config.
+    `load(data)` reads the data, `symbols(text)` cuts one input, `score(outputs, references)` gives the metrics of
+    outputs in the order of their references: those named in `columns` are percent, the others are counts. `metric`
+    chooses the best checkpoint, the lowest unless `higher_is_better`. `unit` is what an example is called; `caveat` is
+    what a reader must know when the published rows stand beside ours. `recipes` are what training starts from, by
+    name ("quick" for minutes on a CPU, "full" for a GPU or an hour): settings of the trainer and, under "model", of
+    each model's config.
     """
 
     name: str
@@ -54,8 +68,17 @@ class Task:
     dataset: str
     load: Callable[[str | Path | None], PairData]
     symbols: Callable[[str], Symbols]
-    score: Callable[[Mapping[str, Symbols], References], dict[str, float]]
+    score: Callable[[Sequence[Symbols], Sequence[Sequence[Symbols]]], Scores]
     metric: str
-    longest_output: int
+    columns: tuple[str, ...]
     published: tuple[PublishedRow, ...]
+    shape: str = N_TO_M
+    longest_output: int = 1
+    higher_is_better: bool = False
+    unit: str = "words"
+    caveat: str = ""
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def better(self, a: Mapping[str, float], b: Mapping[str, float]) -> bool:
+        """Whether scores `a` are better than `b`."""
+        return a[self.metric] > b[self.metric] if self.higher_is_better else a[self.metric] < b[self.metric]

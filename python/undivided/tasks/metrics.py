@@ -1,8 +1,8 @@
-"""Scores of symbol sequences."""
+"""Scores of symbol sequences. Outputs and their references are in the same order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 Symbols = Sequence[str]
 
@@ -28,7 +28,7 @@ def closest(output: Symbols, references: Sequence[Symbols]) -> tuple[int, int]:
     return min(((edit_distance(output, one), len(one)) for one in references), key=lambda pair: pair[0])
 
 
-def error_rates(outputs: Mapping[str, Symbols], references: Mapping[str, Sequence[Symbols]]) -> dict[str, float]:
+def error_rates(outputs: Sequence[Symbols], references: Sequence[Sequence[Symbols]]) -> dict[str, float]:
     """Phoneme and word error rate, in percent, as papers on pronunciation score them.
 
     A word is right when its output equals any of its references. The phoneme error rate is the number of edits to the
@@ -36,23 +36,50 @@ def error_rates(outputs: Mapping[str, Symbols], references: Mapping[str, Sequenc
 
     Args:
         outputs: one output a word.
-        references: one or more references for exactly the same words.
+        references: one or more references for each of the same words.
 
     Returns:
         {"per": percent, "wer": percent, "words": count}.
 
     Raises:
-        ValueError: the words differ, or there are none.
+        ValueError: there is another number of references than of outputs, or there are none.
     """
-    if not references or outputs.keys() != references.keys():
-        raise ValueError(
-            f"outputs and references must be of the same words, at least one; "
-            f"given {len(outputs)} and {len(references)}, {len(outputs.keys() ^ references.keys())} of them unpaired"
-        )
+    check_paired(outputs, references)
     edits = symbols = wrong = 0
-    for word, output in outputs.items():
-        distance, length = closest(output, references[word])
+    for output, accepted in zip(outputs, references, strict=True):
+        distance, length = closest(output, accepted)
         edits += distance
         symbols += length
         wrong += distance > 0
     return {"per": 100.0 * edits / max(symbols, 1), "wer": 100.0 * wrong / len(references), "words": len(references)}
+
+
+def label_accuracy(outputs: Sequence[Symbols], references: Sequence[Sequence[Symbols]]) -> dict[str, float]:
+    """Part of all labels that are right, in percent. Each example has one reference, of as many labels as the output.
+
+    Returns:
+        {"accuracy": percent, "labels": count}.
+
+    Raises:
+        ValueError: outputs and references do not pair, an example has more than one reference, or another length.
+    """
+    check_paired(outputs, references)
+    right = labels = 0
+    for number, (output, accepted) in enumerate(zip(outputs, references, strict=True)):
+        if len(accepted) != 1 or len(accepted[0]) != len(output):
+            raise ValueError(
+                f"example {number} has {len(output)} labels and references of {[len(one) for one in accepted]}; "
+                "one reference of the same length is needed"
+            )
+        right += sum(given == wanted for given, wanted in zip(output, accepted[0], strict=True))
+        labels += len(output)
+    return {"accuracy": 100.0 * right / max(labels, 1), "labels": labels}
+
+
+def check_paired(outputs: Sequence[Symbols], references: Sequence[Sequence[Symbols]]) -> None:
+    """Raises: ValueError unless there is a list of references for every output, and at least one."""
+    if not references or len(outputs) != len(references):
+        raise ValueError(
+            f"every output needs its references, and there must be at least one; "
+            f"given {len(outputs)} outputs and {len(references)} lists of references"
+        )

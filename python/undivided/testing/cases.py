@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference import ALiBi, RelativeBias
+from .attention_features import pairwise_rows
 
 Window = tuple[int | None, int | None]
 
@@ -102,50 +103,9 @@ def _features() -> list[AttentionCase]:
     ]  # fmt: skip
 
 
-# The values that features take, and how a row of the pairwise table turns them on.
-_LEVELS: dict[str, list[dict[str, Any]]] = {
-    "diagonal": [{}, {"causal": True}, {"window": (9, 3)}],
-    "lengths": [{}, {"key_lengths": (25, 6)}, {"key_lengths": (33, 10), "query_lengths": (20, 33)}],
-    "bias": [{}, {"bias": "hqk"}, {"bias": "relative"}, {"bias": "alibi"}],
-    "heads": [{}, {"nheads": 4}],
-    "softcap": [{}, {"softcap": 4.0}],
-    "sinks": [{}, {"sinks": True}],
-    "dropout": [{}, {"dropout_p": 0.25}],
-    "mask": [{}, {"mask": "bqk"}],
-}
-
-
 def _pairwise() -> list[AttentionCase]:
-    """Rows, found greedily, such that every pair of levels of two features meets in one of them."""
-    names = list(_LEVELS)
-    open_pairs = {
-        (a, i, b, j)
-        for x, a in enumerate(names)
-        for b in names[x + 1 :]
-        for i in range(len(_LEVELS[a]))
-        for j in range(len(_LEVELS[b]))
-    }
-    rows = []
-    while open_pairs:
-        a, i, b, j = min(open_pairs)
-        row = {a: i, b: j}
-        for name in names:
-            if name not in row:
-                gains = [_gain(row | {name: level}, open_pairs) for level in range(len(_LEVELS[name]))]
-                row[name] = gains.index(max(gains))
-        open_pairs -= {p for p in open_pairs if row[p[0]] == p[1] and row[p[2]] == p[3]}
-        rows.append(row)
-    cases = []
-    for number, row in enumerate(rows):
-        words: dict[str, Any] = {}
-        for name, level in row.items():
-            words |= _LEVELS[name][level]
-        cases.append(AttentionCase(f"pair {number}", "pairwise covering of features", seqlen_k=37, **words))
-    return cases
-
-
-def _gain(row: dict[str, int], pairs: set[tuple[str, int, str, int]]) -> int:
-    return sum(row.get(a) == i and row.get(b) == j for a, i, b, j in pairs)
+    rows = enumerate(pairwise_rows())
+    return [AttentionCase(f"pair {number}", why, **fields) for number, (why, fields) in rows]
 
 
 ATTENTION_CASES: tuple[AttentionCase, ...] = tuple(_sizes() + _features() + _pairwise())
@@ -208,6 +168,28 @@ FEED_FORWARD_CASES = (
     FeedForwardCase("swiglu", 20, 64, 96, "silu", gated=True, biases=False),
     FeedForwardCase("geglu", 17, 24, 33, "gelu_tanh", gated=True),
     FeedForwardCase("no rows", 0, 16, 32, "gelu"),
+)
+
+
+@dataclass(frozen=True)
+class RotaryCase:
+    """positions: "order" (none given), "token" (one list for the batch) or "row" (a list a row), drawn at random."""
+
+    name: str
+    head_dim: int
+    positions: str = "order"
+    batch: int = 2
+    seqlen: int = 5
+    nheads: int = 3
+
+
+ROTARY_CASES = (
+    RotaryCase("one pair", 2),
+    RotaryCase("head_dim 6 by row", 6, "row"),
+    RotaryCase("head_dim 80 by token", 80, "token"),
+    RotaryCase("head_dim 128 by row", 128, "row"),
+    RotaryCase("head_dim 64", 64, seqlen=40),
+    RotaryCase("no tokens", 8, seqlen=0),
 )
 
 
@@ -282,7 +264,12 @@ def _dense_words(
 
 def _lay_out(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     if layout == "qkv":
-        return dict(zip("qkv", torch.stack(list(tensors.values()), dim=2).unbind(2), strict=True))
+        projection = torch.cat([value.flatten(-2) for value in tensors.values()], -1)
+        parts = projection.split([value.shape[-2] * value.shape[-1] for value in tensors.values()], -1)
+        return {
+            name: part.unflatten(-1, value.shape[-2:])
+            for (name, value), part in zip(tensors.items(), parts, strict=True)
+        }
     if layout == "expanded":
         return {name: value[:1].expand(value.shape) for name, value in tensors.items()}
     return tensors

@@ -6,6 +6,7 @@ error sets the budget.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from .. import ops, reference
 from ..reference import RelativeBias
 from . import honest
-from .cases import AttentionCase, FeedForwardCase, NormCase, make_inputs, widened
+from .cases import AttentionCase, FeedForwardCase, NormCase, RotaryCase, make_inputs, widened
+from .decode_cases import DecodeCase, make_decode_inputs
 from .tolerance import Verdict, check, largest_value
 
 Run = Callable[..., tuple[Tensor, ...]]
@@ -101,6 +103,37 @@ def attention(
     return compare(names, tensors, ours, exact, plain, backward)
 
 
+def attention_decode(case: DecodeCase, dtype: torch.dtype, backend: str, device: str = "cpu") -> list[Verdict]:
+    """out, lse and the caches after the call, whose bits must be those that the reference leaves.
+
+    Raises BackendRefused where the backend cannot run the case.
+    """
+    tensors, words = make_decode_inputs(case, dtype, device)
+
+    def arguments(to: torch.dtype) -> tuple[dict[str, Any], dict[str, Any]]:
+        wide = widened({**tensors, **words}, to)
+        caches = {name: wide.pop(name) for name in ("k_cache", "v_cache")}
+        writes = case.seqlen_new > 0
+        return {name: cache.clone() if writes else cache for name, cache in caches.items()}, wide
+
+    runs: list[Any] = []
+    several: Any = (
+        (ops.attention_decode, dtype, {"backend": backend}),
+        (reference.attention_decode, torch.float64, {}),
+        (honest.attention_decode, dtype, {}),
+    )
+    for op, to, more in several:
+        caches, others = arguments(to)
+        runs.append((*op(**caches, **others, **more, return_lse=True), *caches.values()))
+    scale = max(largest_value(value) for value in runs[1][:2])
+    results = zip(("out", "lse"), zip(*(run[:2] for run in runs), strict=True), strict=True)
+    verdicts = [check(name, ours, exact, plain, scale) for name, (ours, exact, plain) in results]
+    for name, got, right in zip(("k_cache", "v_cache"), runs[0][2:], runs[1][2:], strict=True):
+        same = torch.equal(got.isnan(), right.isnan()) and torch.equal(got.nan_to_num(), right.to(dtype).nan_to_num())
+        verdicts.append(Verdict(name, 0.0 if same else math.inf, 0.0))
+    return verdicts
+
+
 def norm(
     op: str, case: NormCase, dtype: torch.dtype, backend: str, device: str = "cpu", backward: bool = True
 ) -> list[Verdict]:
@@ -155,3 +188,24 @@ def feed_forward(
 
     ours, exact, plain = (place.feed_forward for place in (ops, reference, honest))
     return compare(("out",), tensors, run(ours, backend=backend), run(exact), run(plain), backward)
+
+
+def rotary(
+    case: RotaryCase, dtype: torch.dtype, backend: str, device: str = "cpu", backward: bool = True
+) -> list[Verdict]:
+    """y and the gradient of x."""
+    longest = 2 * case.seqlen + 1
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.batch, case.seqlen, case.nheads, case.head_dim)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+    cos, sin = reference.rotary_tables(longest, case.head_dim, device=device)
+    positions = None
+    if case.positions != "order":
+        rows = (case.batch,) if case.positions == "row" else ()
+        positions = torch.randint(longest, (*rows, case.seqlen), generator=generator).to(device)
+
+    def run(function: Any, **extra: Any) -> Run:
+        return lambda x: (function(x, cos, sin, positions, **extra),)
+
+    ours, exact, plain = (place.rotary for place in (ops, reference, honest))
+    return compare(("y",), {"x": x}, run(ours, backend=backend), run(exact), run(plain), backward)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference.attention import additive_bias
+from ..reference.attention_decode import append, gathered
 from ..reference.dropout import dropout_mask
 from ..reference.mask import positions, visible
 
@@ -25,9 +26,13 @@ def attention(
     dropout_p: float = 0.0,
     seed: int | None = None,
     query_offset: Any = None,
+    sequence: int = 0,
     **words: Any,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse): matmul, softmax, matmul, every step rounded to the input's dtype."""
+    """(out, lse): matmul, softmax, matmul, every step rounded to the input's dtype.
+
+    sequence: as in the reference, the first row's number in dropout's counter.
+    """
     group = q.shape[2] // k.shape[2]
     i, j = positions(q.shape[1], k.shape[1], query_offset, q.device)
     seen = visible(q.shape[1], k.shape[1], query_offset=query_offset, device=q.device, **words)
@@ -50,19 +55,41 @@ def attention(
     lse = torch.logsumexp(safe, -1).masked_fill(empty[..., 0], -torch.inf)
     if dropout_p:
         batch, nheads, seqlen_q, seqlen_k = weights.shape
-        kept = dropout_mask(seed or 0, dropout_p, batch, nheads, seqlen_q, seqlen_k, q.device)
+        kept = dropout_mask(seed or 0, dropout_p, sequence + batch, nheads, seqlen_q, seqlen_k, q.device)[sequence:]
         weights = torch.where(kept, weights / (1 - dropout_p), 0)
     return (weights.to(v.dtype) @ v).transpose(1, 2), lse
+
+
+def attention_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_lengths: Tensor,
+    *,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    block_table: Tensor | None = None,
+    return_lse: bool = True,
+    **words: Any,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse): new keys and values into the caches, the caches gathered, then `attention`."""
+    total = cache_lengths
+    if k is not None and v is not None:
+        append(k_cache, k, cache_lengths, block_table)
+        append(v_cache, v, cache_lengths, block_table)
+        total = cache_lengths + k.shape[1]
+    keys, values = gathered(k_cache, block_table), gathered(v_cache, block_table)
+    return attention(q, keys, values, key_lengths=total, query_offset=total - q.shape[1], **words)
 
 
 def attention_packed(
     q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **words: Any
 ) -> Any:
-    """(out, lse) of packed sequences, one by one. No packed case of the table has dropout."""
+    """(out, lse) of packed sequences, one by one."""
     parts = []
     for b in range(len(cu_seqlens_q) - 1):
         rows, keys = (slice(int(starts[b]), int(starts[b + 1])) for starts in (cu_seqlens_q, cu_seqlens_k))
-        parts.append(attention(q[None, rows], k[None, keys], v[None, keys], **words))
+        parts.append(attention(q[None, rows], k[None, keys], v[None, keys], sequence=b, **words))
     outs, lses = zip(*parts, strict=True)
     return torch.cat([out[0] for out in outs]), torch.cat([lse[0] for lse in lses], dim=-1)
 
@@ -91,3 +118,10 @@ def feed_forward(x: Tensor, w_in: Any, b_in: Any, w_out: Any, b_out: Any, activa
     hidden = act(F.linear(x, w_in, b_in))
     hidden = hidden if w_gate is None else hidden * F.linear(x, w_gate)
     return F.linear(hidden, w_out, b_out)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
+    at = torch.arange(x.shape[1], device=x.device) if positions is None else positions
+    cos, sin = (t[at].to(x.dtype).unsqueeze(-2) for t in (cos, sin))
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..tasks.vocabulary import BEGIN, END, pad
+from ..tasks.vocabulary import BEGIN, END, PAD
 
 # Pairs are sorted by length within chunks of this many batches: enough that a batch is nearly all of one length, few
 # enough that the batches of two epochs differ.
@@ -18,10 +19,11 @@ CHUNK_BATCHES = 64
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's input. `targets` is what `tgt` must predict: `tgt` without begin, followed by end.
+    """One step's input. `targets` is what is to be predicted: `tgt` without begin, followed by end, or labels.
 
-    src (batch, longest source), tgt and targets (batch, longest target + 1), int64, padded with 0 on the right;
-    src_lengths and tgt_lengths (batch,) int32; `tokens` is the number of targets that are no padding.
+    src (batch, longest source, ...), tgt and targets (batch, longest target), int64, padded with 0 on the right;
+    src_lengths and tgt_lengths (batch,) int32; `tokens` is the number of targets that are no padding. With labels
+    there is nothing to read for the model in `tgt`: it is the same tensor as `targets`.
     """
 
     src: Tensor
@@ -32,35 +34,63 @@ class Batch:
     tokens: int
 
 
+class Rows:
+    """Rows of unlike length, one after the other in one tensor, so that the longest does not decide the memory.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[Any]], device: torch.device | str) -> None:
+        if not rows:
+            raise ValueError("there is nothing to train on: 0 rows were given, at least 1 is needed")
+        self.lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
+        self.starts = torch.cumsum(self.lengths, 0) - self.lengths
+        self.values = torch.tensor([one for row in rows for one in row], dtype=torch.int64).to(device)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The rows numbered `rows` (int64, on the CPU): (batch, longest of them, ...), padded with 0 on the right."""
+        lengths = self.lengths[rows]
+        columns = torch.arange(int(lengths.max()))
+        inside = columns < lengths[:, None]
+        places = torch.where(inside, self.starts[rows][:, None] + columns, 0).to(self.values.device, non_blocking=True)
+        taken = self.values[places]
+        outside = ~inside.to(taken.device, non_blocking=True)
+        return taken.masked_fill_(outside.view(*outside.shape, *(1,) * (taken.dim() - 2)), PAD)
+
+
 class Examples:
-    """All pairs as padded tensors on `device`, so that a batch is a few look-ups.
+    """All pairs on `device`, so that a batch is a few look-ups.
+
+    `shifted` targets are sequences that are written symbol by symbol; others are labels, as they are.
 
     Raises:
         ValueError: there are no pairs, or a source is empty.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device | str) -> None:
-        src, self.src_lengths = pad([source for source, _ in pairs])
-        tgt, self.tgt_lengths = pad([[BEGIN, *target, END] for _, target in pairs])
+    def __init__(
+        self, pairs: Sequence[tuple[Sequence[Any], Sequence[int]]], device: torch.device | str, shifted: bool = True
+    ) -> None:
+        self.shifted = shifted
+        self.src = Rows([source for source, _ in pairs], device)
+        self.tgt = Rows([[BEGIN, *target, END] if shifted else target for _, target in pairs], device)
+        self.src_lengths, self.tgt_lengths = self.src.lengths, self.tgt.lengths
         if int(self.src_lengths.min()) == 0:
             raise ValueError(f"source {self.src_lengths.argmin().item()} is empty, at least 1 symbol is needed")
-        self.src, self.tgt = src.to(device), tgt.to(device)
-        self.device = self.src.device
+        self.device = self.src.values.device
 
     def __len__(self) -> int:
-        return len(self.src)
+        return len(self.src_lengths)
 
     def batch(self, rows: Tensor) -> Batch:
         """The pairs numbered `rows` (int64, on the CPU), cut to the longest of them."""
-        src_lengths, tgt_lengths = self.src_lengths[rows], self.tgt_lengths[rows] - 1
-        longest_src, longest_tgt = int(src_lengths.max()), int(tgt_lengths.max())
-        there = rows.to(self.device, non_blocking=True)
-        src, tgt = self.src[there, :longest_src], self.tgt[there, : longest_tgt + 1]
+        src_lengths, tgt_lengths = self.src_lengths[rows], self.tgt_lengths[rows] - int(self.shifted)
+        tgt = self.tgt.take(rows)
         return Batch(
-            src=src,
+            src=self.src.take(rows),
             src_lengths=src_lengths.to(self.device, non_blocking=True),
-            tgt=tgt[:, :-1],
-            targets=tgt[:, 1:],
+            tgt=tgt[:, :-1] if self.shifted else tgt,
+            targets=tgt[:, 1:] if self.shifted else tgt,
             tgt_lengths=tgt_lengths.to(self.device, non_blocking=True),
             tokens=int(tgt_lengths.sum()),
         )

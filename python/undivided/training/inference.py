@@ -2,61 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..tasks import Vocabulary, pad
-from ..tasks.vocabulary import BEGIN
+from ..tasks import Task, Vocabulary, pad
+from ..tasks.vocabulary import BEGIN, SPECIAL
 from .models import SavedModel
+from .shapes import SHAPES
 
 Symbols = tuple[str, ...]
 Progress = Callable[[int], None]
+
+MOST_SYMBOLS = 1 << 14  # in one batch, however many inputs that is: whole documents would need gigabytes
 
 
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+@torch.no_grad()
 def answer(
     model: nn.Module,
+    task: Task,
     source: Vocabulary,
     target: Vocabulary,
-    inputs: Mapping[str, Sequence[str]],
-    longest_output: int,
+    inputs: Sequence[Symbols],
     batch_size: int = 512,
     advance: Progress | None = None,
-) -> dict[str, Symbols]:
-    """The greedy answer to every input, in the order of `inputs`.
+) -> list[Symbols]:
+    """The likeliest answer to every input, in the order of `inputs`; a sequence is searched for greedily.
 
     Args:
-        model: in evaluation mode; its `generate(src, src_lengths=, max_length=)` gives ids (batch, n).
-        inputs: {name: symbols}; inputs of like length share a batch.
-        longest_output: an answer is cut after this many symbols.
+        model: in evaluation mode, of the task's shape.
+        inputs: symbols; inputs of like length share a batch.
         advance: called with the number of inputs done since the last call.
     """
-    device = device_of(model)
-    answers: dict[str, Symbols] = {}
-    for names in by_length(inputs, batch_size):
-        src, src_lengths = pad([source.encode(inputs[name]) for name in names])
-        ids = greedy(model, src.to(device), src_lengths.to(device), longest_output)
-        answers.update(zip(names, map(target.decode, ids.tolist()), strict=True))
+    device, shape = device_of(model), SHAPES[task.shape]
+    answers: dict[int, Symbols] = {}
+    for numbers in by_length(inputs, batch_size):
+        src, src_lengths = pad([source.encode(inputs[number]) for number in numbers])
+        ids = shape.answer(model, src.to(device), src_lengths.to(device), task.longest_output)
+        answers.update(zip(numbers, map(target.decode, ids.tolist()), strict=True))
         if advance is not None:
-            advance(len(names))
-    return {name: answers[name] for name in inputs}
+            advance(len(numbers))
+    return [answers[number] for number in range(len(inputs))]
 
 
-def greedy(model: nn.Module, src: Tensor, src_lengths: Tensor, longest_output: int) -> Tensor:
-    """Ids (batch, n), n <= longest_output, without begin; what follows the first end means nothing."""
-    with torch.no_grad():
-        return model.generate(src, src_lengths=src_lengths, max_length=longest_output)  # type: ignore[operator]
+def by_length(inputs: Sequence[Symbols], batch_size: int) -> Iterator[list[int]]:
+    """The numbers of the inputs in batches, shortest inputs first."""
+    numbers = sorted(range(len(inputs)), key=lambda number: len(inputs[number]))
+    while numbers:
+        count = 1
+        while count < min(batch_size, len(numbers)) and (count + 1) * len(inputs[numbers[count]]) <= MOST_SYMBOLS:
+            count += 1
+        yield numbers[:count]
+        numbers = numbers[count:]
 
 
-def by_length(inputs: Mapping[str, Sequence[str]], batch_size: int) -> Iterable[list[str]]:
-    """The names in batches, shortest inputs first."""
-    names = sorted(inputs, key=lambda name: len(inputs[name]))
-    return (names[start : start + batch_size] for start in range(0, len(names), batch_size))
+@torch.no_grad()
+def probabilities(saved: SavedModel, symbols: Symbols) -> dict[str, float]:
+    """How likely a model from N to 1 takes each label to be, the likeliest first; the sum is 1."""
+    device = device_of(saved.model)
+    src, src_lengths = pad([saved.source.encode(symbols)])
+    logits = saved.model(src.to(device), src_lengths=src_lengths.to(device))[0, len(SPECIAL) :]
+    found = dict(zip(saved.target.symbols, logits.float().softmax(-1).tolist(), strict=True))
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
 @torch.no_grad()
@@ -64,7 +76,12 @@ def cross_attention(saved: SavedModel, symbols: Symbols, answered: Symbols) -> T
     """Where a model looked for each symbol of its answer: (answer + 1, input), float32 on the CPU, rows sum to 1.
 
     The mean over the heads and blocks of the decoder; the last row is that of the end symbol.
+
+    Raises:
+        ValueError: the model has no cross attention.
     """
+    if not hasattr(saved.model, "cross_attention"):
+        raise ValueError(f"model={saved.kind!r} has no cross attention, so there is no map of it")
     device = device_of(saved.model)
     src = torch.tensor([saved.source.encode(symbols)], device=device)
     tgt = torch.tensor([[BEGIN, *saved.target.encode(answered)]], device=device)

@@ -35,6 +35,38 @@ class MetricsLog:
         self._file.close()
 
 
+class TensorBoardLog(MetricsLog):
+    """The same lines, and their numbers for TensorBoard in the folder `tensorboard` beside the file.
+
+    Raises:
+        ImportError: tensorboard is not installed.
+    """
+
+    def __init__(self, path: Path, position: int = 0, step: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(f"tensorboard is not installed ({error}): pip install tensorboard") from error
+        super().__init__(path, position)
+        # What a run wrote after the checkpoint that it goes on from is hidden by purge_step.
+        self._writer = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, **record: Any) -> None:
+        super().write(**record)
+        for name, value in record.items():
+            if name not in ("kind", "step"):
+                self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def close(self) -> None:
+        super().close()
+        self._writer.close()
+
+
+def open_log(path: Path, position: int, tensorboard: bool, step: int) -> MetricsLog:
+    """The log of a run that is at update `step`, its file at `position`."""
+    return TensorBoardLog(path, position, step) if tensorboard else MetricsLog(path, position)
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log. A last line that a kill cut short is left out."""
     lines = path.read_text().split("\n")

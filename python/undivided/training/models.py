@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,42 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..tasks import Task, Vocabulary, task
+from ..tasks import N_TO_1, N_TO_M, N_TO_N, Task, Vocabulary, from_header, task, to_header
+from ..tasks.spelling import SpelledWords
 from .checkpoint import BEST, write_atomically
+from .spelling import WordEmbedding
 
 METADATA = "undivided"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A row of the table of models: the module, its config dataclass (`src_vocab`, `tgt_vocab` and options), its class.
+    """A row of the table of models: the module, its config dataclass (`src_vocab`, `tgt_vocab` and options), a class
+    for each shape of task, and the options that the kind itself decides.
 
-    A model is made by `model(config)`, is called as `model(src, tgt, src_lengths=, tgt_lengths=)` for logits and has
-    `generate` and `config`.
+    A model is made by `model(config)` and has `config`. From N to M it is called as `model(src, tgt, src_lengths=,
+    tgt_lengths=)` for logits and has `generate`; from N to N and N to 1 it is called as `model(src, src_lengths=)`.
     """
 
     module: str
     config: str
-    model: str
+    models: Mapping[str, str]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
-KINDS = {"transformer": Kind("undivided.transformer", "Config", "Transformer")}
+_HEADS = {N_TO_N: "TokenClassifier", N_TO_1: "SequenceClassifier"}
+
+KINDS = {
+    "transformer": Kind("undivided.transformer", "Config", {N_TO_M: "Transformer", **_HEADS}),
+    **{
+        cell: Kind("undivided.baselines", "Config", {N_TO_M: "Seq2Seq", **_HEADS}, {"cell": cell})
+        for cell in ("rnn", "gru", "lstm")
+    },
+    **{
+        f"{cell}-attention": Kind("undivided.baselines", "Config", {N_TO_M: "AttentionSeq2Seq"}, {"cell": cell})
+        for cell in ("gru", "lstm")
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -49,22 +65,38 @@ class SavedModel:
     about: dict[str, Any]
 
 
-def build(kind: str, source_size: int, target_size: int, options: Mapping[str, Any]) -> nn.Module:
-    """A new model with random weights.
+def build(kind: str, shape: str, source: Vocabulary, target: Vocabulary, options: Mapping[str, Any]) -> nn.Module:
+    """A new model with random weights for tasks of that shape.
 
     Raises:
-        ValueError: the kind or an option is unknown; the text lists those that are.
+        ValueError: the kind or an option is unknown, or the kind is not for this shape; the text lists those that are.
     """
     if kind not in KINDS:
         raise ValueError(f"model={kind!r} is unknown; allowed: {', '.join(KINDS)}")
     row = KINDS[kind]
+    if shape not in row.models:
+        fitting = ", ".join(name for name, one in KINDS.items() if shape in one.models)
+        raise ValueError(f"model={kind!r} is not for tasks from {shape.replace('-', ' ')}; allowed: {fitting}")
     module = importlib.import_module(row.module)
     config = getattr(module, row.config)
-    allowed = [field.name for field in dataclasses.fields(config)]
+    allowed = [one.name for one in dataclasses.fields(config)]
     unknown = [name for name in options if name not in allowed]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no field of the {kind}'s config; allowed: {', '.join(allowed)}")
-    return getattr(module, row.model)(config(src_vocab=source_size, tgt_vocab=target_size, **options))
+    for name, value in row.fixed.items():
+        if options.get(name, value) != value:
+            raise ValueError(f"{name}={options[name]!r} is another model than {kind}, whose {name} is {value}")
+    sizes = {"src_vocab": len(source), "tgt_vocab": len(target)}
+    model = getattr(module, row.models[shape])(config(**sizes, **{**options, **row.fixed}))
+    if isinstance(source, SpelledWords):
+        model.encoder.embedding = WordEmbedding(len(source), model.config.d_model)
+    return model
+
+
+def options_of(model: nn.Module) -> dict[str, Any]:
+    """The fields of a model's config but for the sizes of its vocabularies."""
+    fields = dataclasses.asdict(model.config)  # type: ignore[call-overload]
+    return {key: value for key, value in fields.items() if key not in ("src_vocab", "tgt_vocab")}
 
 
 def save_model(
@@ -77,14 +109,12 @@ def save_model(
     about: dict[str, Any],
 ) -> None:
     """Writes weights, config, vocabularies and `about` to one safetensors file."""
-    fields = dataclasses.asdict(model.config)  # type: ignore[call-overload]
-    config = {key: value for key, value in fields.items() if key not in SIZES}
     header = {
         "kind": kind,
         "task": task_name,
-        "config": config,
-        "source": source.symbols,
-        "target": target.symbols,
+        "config": options_of(model),
+        "source": to_header(source),
+        "target": to_header(target),
         "about": about,
     }
     weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
@@ -112,11 +142,8 @@ def load_model(path: str | Path, device: str = "cpu") -> SavedModel:
     if METADATA not in metadata:
         raise ValueError(f"{path} was not written by undivided train: its header has no entry {METADATA!r}")
     header = json.loads(metadata[METADATA])
-    source, target = Vocabulary(header["source"]), Vocabulary(header["target"])
-    model = build(header["kind"], len(source), len(target), header["config"])
+    source, target, trained_on = from_header(header["source"]), from_header(header["target"]), task(header["task"])
+    model = build(header["kind"], trained_on.shape, source, target, header["config"])
     model.load_state_dict({name: value.to(torch.float32) for name, value in weights.items()})
     model.to(device).eval()
-    return SavedModel(model, header["kind"], task(header["task"]), source, target, header["about"])
-
-
-SIZES = ("src_vocab", "tgt_vocab")
+    return SavedModel(model, header["kind"], trained_on, source, target, header["about"])

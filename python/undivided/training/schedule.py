@@ -55,5 +55,28 @@ class Schedule:
         if fraction < self.warmup:
             # Never 0: under a budget of minutes the first update would otherwise do nothing.
             return self.peak * max(fraction / self.warmup, 0.01)
+        return self.peak * self.after_warmup(fraction)
+
+    def after_warmup(self, fraction: float) -> float:
+        """The part of the peak that is left."""
         along = (fraction - self.warmup) / (1 - self.warmup)
-        return self.peak * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * along)))
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * along))
+
+
+class InverseSquareRoot(Schedule):
+    """Linear warm-up to `peak`, then `peak * sqrt(warmup / fraction)` (Vaswani et al. 2017), never below the floor.
+
+    Raises:
+        ValueError: as `Schedule`; and for a `warmup` of 0, from which nothing can fall.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup == 0:
+            raise ValueError(f"warmup={self.warmup} must be above 0 for a rate that falls with the inverse square root")
+
+    def after_warmup(self, fraction: float) -> float:
+        return max(self.floor, math.sqrt(self.warmup / fraction))
+
+
+SCHEDULES = {"cosine": Schedule, "inverse-sqrt": InverseSquareRoot}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .schedule import Budget, Schedule
+from .schedule import SCHEDULES, Budget, Schedule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -17,9 +17,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Settings:
     """One training. `steps` or `minutes` is the budget; `model_options` override fields of the model's config.
 
-    `warmup` and `floor` are parts of the budget and of `lr`; `clip` is the largest norm of the gradient (0: no limit);
-    `ema` is the decay of the averaged weights that are scored and kept (None: the weights themselves);
-    `evaluations` spreads that many development scores, on `dev_words` words (0: all), evenly over the budget.
+    `accumulate` batches make one update, with the gradient of all of their targets together. `warmup` and `floor` are
+    parts of the budget and of `lr`, which falls as `lr_decay` says; `clip` is the largest norm of the gradient (0: no
+    limit); `ema` is the decay of the averaged weights that are scored and kept (None: the weights themselves);
+    `evaluations` spreads that many development scores, on `dev_words` examples (0: all), evenly over the budget; after
+    `patience` scores in a row that are no better than the best, the training ends (None: never).
+
+    For fine-tuning: `start` is the checkpoint that the weights came from, the lowest `freeze` layers stay as they were,
+    and each layer learns `layer_rate` times as fast as the one above it (Howard, Ruder 2018).
 
     Raises:
         ValueError: a value is out of range; the text gives it and the range.
@@ -30,7 +35,9 @@ class Settings:
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 128
+    accumulate: int = 1
     lr: float = 3e-3
+    lr_decay: str = "cosine"
     warmup: float = 0.05
     floor: float = 0.0
     weight_decay: float = 0.01
@@ -44,13 +51,25 @@ class Settings:
     dev_words: int = 500
     log_every: int = 20
     checkpoint_seconds: float = 60.0
+    patience: int | None = None
+    tensorboard: bool = False
+    start: str | None = None
+    freeze: int = 0
+    layer_rate: float = 1.0
     model_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.lr_decay not in SCHEDULES:
+            raise ValueError(f"lr_decay={self.lr_decay!r} is unknown; allowed: {', '.join(SCHEDULES)}")
         _ = self.budget, self.schedule
-        for name, low in (("batch_size", 1), ("evaluations", 1), ("dev_words", 0), ("log_every", 1), ("clip", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
+        lowest = {"batch_size": 1, "accumulate": 1, "evaluations": 1, "log_every": 1, "patience": 1}
+        lowest |= {"dev_words": 0, "clip": 0, "freeze": 0}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name}={value} must be at least {low}")
+        if not 0 < self.layer_rate <= 1:
+            raise ValueError(f"layer_rate={self.layer_rate} must be above 0 and at most 1")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -66,7 +85,7 @@ class Settings:
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.lr, self.warmup, self.floor)
+        return SCHEDULES[self.lr_decay](self.lr, self.warmup, self.floor)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..tasks import N_TO_M
 from .batches import Batch, Batches, Examples
 from .checkpoint import BEST, LAST, LOG, random_state, restore_random, save_training
-from .log import Display, MetricsLog
+from .finetuning import rates
+from .log import Display, open_log
 from .settings import DTYPES, Settings
+from .shapes import SHAPES, Shape
 
 Scores = dict[str, float]
 
@@ -38,12 +41,13 @@ class Trainer:
 
     Args:
         settings: see `Settings`.
-        model: called as `model(src, tgt, src_lengths=, tgt_lengths=)`, gives logits (batch, seqlen_tgt, vocabulary).
+        model: of the kind that `shape` calls.
         examples: the pairs, on the device of the training.
-        score: gives the development scores of a model; `metric` names the one to minimise.
+        score: gives the development scores of a model; `metric` names the one that counts.
         save_best: `save_best(path, model, about)` writes a model that can be used; `about` is plain data.
         out: the folder for `last.pt`, `best.safetensors` and `log.jsonl`.
         state: what a `last.pt` held, to go on from there.
+        better: `better(a, b)` says whether scores a are better than b; by default those with the lower `metric` are.
     """
 
     def __init__(
@@ -56,19 +60,23 @@ class Trainer:
         save_best: Callable[[Path, nn.Module, dict[str, Any]], None],
         out: Path,
         state: dict[str, Any] | None = None,
+        shape: Shape = SHAPES[N_TO_M],
+        better: Callable[[Scores, Scores], bool] | None = None,
     ) -> None:
         self.settings, self.model, self.out = settings, model.to(settings.device), out
-        self.score, self.metric, self.save_best = score, metric, save_best
+        self.score, self.save_best, self.shape = score, save_best, shape
+        self.better = better or (lambda a, b: a[metric] < b[metric])
         self.optimizer = make_optimizer(model, settings)
         self.batches = Batches(examples, settings.batch_size, settings.seed)
         self.average = {k: v.clone() for k, v in model.state_dict().items()} if settings.ema else None
         self.step, self.spent, self.evaluated = 0, 0.0, 0
         self.best: Scores = {}
+        self.unimproved = 0  # development scores since the best one
         # Losses since the last line of the log, summed on the device: reading one would make a GPU wait.
         self.loss_sum, self.loss_count, self.loss = torch.zeros((), device=settings.device), 0, float("nan")
         if state is not None:
             self._restore(state)
-        self.log = MetricsLog(out / LOG, state["log_position"] if state else 0)
+        self.log = open_log(out / LOG, state["log_position"] if state else 0, settings.tensorboard, self.step)
 
     def run(self, display: Display) -> Result:
         """Trains to the end of the budget, or to the first SIGINT; either way the last state is in `last.pt`."""
@@ -84,9 +92,9 @@ class Trainer:
                     self._evaluate(display)
                     self.spent = resumed_at + time.monotonic() - started
                     saved = self._save()
-                if fraction >= 1 or stopped():
+                if fraction >= 1 or stopped() or self._hopeless():
                     break
-                self._update(settings.schedule.rate(fraction))
+                self.update(settings.schedule.rate(fraction))
                 if self.step % settings.log_every == 0:
                     self._log_losses(fraction)
                     seconds = max(time.monotonic() - started, 1e-9)
@@ -94,24 +102,31 @@ class Trainer:
                 if time.monotonic() - saved >= settings.checkpoint_seconds:
                     self.spent = resumed_at + time.monotonic() - started
                     saved = self._save()
-        interrupted = settings.budget.fraction(self.step, self.spent) < 1
+        interrupted = settings.budget.fraction(self.step, self.spent) < 1 and not self._hopeless()
         self._save()
         self.log.close()
         return Result(self.step, self.spent, self.best, interrupted)
 
-    def _update(self, rate: float) -> None:
+    def _hopeless(self) -> bool:
+        return self.settings.patience is not None and self.unimproved >= self.settings.patience
+
+    def update(self, rate: float) -> None:
+        """One update of the weights at this learning rate, from the next batches."""
         settings = self.settings
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self._loss(next(self.batches))
-        loss.backward()
+            group["lr"] = rate * group.get("part", 1.0)
+        batches = [next(self.batches) for _ in range(settings.accumulate)]
+        tokens = sum(batch.tokens for batch in batches)
+        for batch in batches:
+            loss = self._loss(batch) * (batch.tokens / tokens)
+            loss.backward()
+            self.loss_sum += loss.detach()
         if settings.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.loss_sum += loss.detach()
         self.loss_count += 1
         if self.average is not None and settings.ema:
             # The early average forgets faster, or the random start would stay in it for 1 / (1 - ema) updates.
@@ -119,16 +134,15 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> Tensor:
         with autocast(self.settings):
-            logits = self.model(batch.src, batch.tgt, src_lengths=batch.src_lengths, tgt_lengths=batch.tgt_lengths)
-        smoothing = self.settings.label_smoothing
-        return token_loss(logits, batch, smoothing)
+            logits = self.shape.logits(self.model, batch)
+        return token_loss(logits, batch, self.settings.label_smoothing)
 
     def _log_losses(self, fraction: float) -> None:
         self._check_finite()
         self.loss = float(self.loss_sum) / max(self.loss_count, 1)
         self.loss_sum.zero_()
         self.loss_count = 0
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.optimizer.param_groups[-1]["lr"]  # that of the top layer
         self.log.write(
             kind="train",
             step=self.step,
@@ -149,8 +163,9 @@ class Trainer:
             self.model.eval()
             with torch.no_grad(), autocast(self.settings):
                 scores = self.score(self.model)
-            if not self.best or scores[self.metric] < self.best[self.metric]:
-                self.best = scores
+            self.unimproved += 1
+            if not self.best or self.better(scores, self.best):
+                self.best, self.unimproved = scores, 0
                 about = {"step": self.step, "seconds": round(self.spent, 1), "dev": scores}
                 self.save_best(self.out / BEST, self.model, {**about, "settings": self.settings.to_dict()})
         self.log.write(kind="dev", step=self.step, seconds=round(self.spent, 3), **scores)
@@ -182,6 +197,7 @@ class Trainer:
             "spent": self.spent,
             "evaluated": self.evaluated,
             "best": self.best,
+            "unimproved": self.unimproved,
             "losses": (float(self.loss_sum), self.loss_count, self.loss),
             "log_position": self.log.position(),
         }
@@ -196,16 +212,25 @@ class Trainer:
         restore_random(state["random"])
         self.batches.restore(state["position"])
         self.step, self.spent, self.evaluated = state["step"], state["spent"], state["evaluated"]
-        self.best = dict(state["best"])
+        self.best, self.unimproved = dict(state["best"]), state.get("unimproved", 0)
         total, self.loss_count, self.loss = state["losses"]
         self.loss_sum.fill_(total)
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov, Hutter 2019); matrices decay, biases and norm weights do not."""
-    matrices = [weight for weight in model.parameters() if weight.requires_grad and weight.ndim >= 2]
-    others = [weight for weight in model.parameters() if weight.requires_grad and weight.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    """AdamW (Loshchilov, Hutter 2019); matrices decay, biases and norm weights do not; frozen weights are left out.
+
+    A group's `part` is its part of the learning rate.
+    """
+    groups: list[dict[str, Any]] = []
+    for part, parameters in rates(model, settings.layer_rate):
+        learning = [weight for weight in parameters if weight.requires_grad]
+        matrices = [weight for weight in learning if weight.ndim >= 2]
+        others = [weight for weight in learning if weight.ndim < 2]
+        groups += [
+            {"params": matrices, "weight_decay": settings.weight_decay, "part": part},
+            {"params": others, "weight_decay": 0.0, "part": part},
+        ]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), fused=True)
 
 

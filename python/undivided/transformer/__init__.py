@@ -1,9 +1,10 @@
 """The thin encoder-decoder transformer, its heads, generation and files."""
 
+from .beam_search import beam_search
 from .config import Config
 from .decoding import Decoding
 from .files import load, save
-from .generation import beam_search, greedy_search, sample
+from .generation import greedy_search, sample
 from .heads import CausalLM, SequenceClassifier, TokenClassifier
 from .model import Transformer
 

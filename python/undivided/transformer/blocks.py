@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..nn import Cache, FeedForward, LayerNorm, MultiHeadAttention, RMSNorm, make_positions
+from ..nn import Cache, Packing
+from ..nn.packing import Start
 from .config import Config
-
-
-def make_norm(config: Config) -> nn.Module:
-    return (RMSNorm if config.norm.endswith("rms") else LayerNorm)(config.d_model)
 
 
 class Residual(nn.Module):
@@ -20,7 +17,7 @@ class Residual(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.norm, self.dropout = make_norm(config), nn.Dropout(config.dropout)
+        self.norm, self.dropout = config.make_norm(), nn.Dropout(config.dropout)
         self.first = config.norm.startswith("pre")
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -35,8 +32,8 @@ class EncoderBlock(nn.Module):
     def __init__(self, config: Config, causal: bool = False) -> None:
         super().__init__()
         self.causal = causal
-        self.attention = MultiHeadAttention(config.d_model, config.nheads)
-        self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation)
+        self.attention = config.make_attention()
+        self.feed_forward = config.make_feed_forward()
         self.residuals = nn.ModuleList(Residual(config) for _ in range(2))
 
     def forward(self, x: Tensor, **words) -> Tensor:  # type: ignore[no-untyped-def]
@@ -50,16 +47,16 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.attention = MultiHeadAttention(config.d_model, config.nheads)
-        self.cross = MultiHeadAttention(config.d_model, config.nheads)
-        self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation)
+        self.attention = config.make_attention()
+        self.cross = config.make_attention()
+        self.feed_forward = config.make_feed_forward()
         self.residuals = nn.ModuleList(Residual(config) for _ in range(3))
 
     def forward(
         self,
         x: Tensor,  # (batch, seqlen_tgt, d_model)
         memory: Tensor,  # (batch, seqlen_src, d_model)
-        src_lengths: Tensor | None,
+        src_lengths: Tensor | Packing | None,
         caches: tuple[Cache, Cache] | tuple[None, None] = (None, None),
         **words,  # type: ignore[no-untyped-def]
     ) -> Tensor:
@@ -69,32 +66,17 @@ class DecoderBlock(nn.Module):
         return feed(x, self.feed_forward)
 
 
-class Embedding(nn.Embedding):
-    """Vectors of length about 1, scaled up to unit variance, so that the same table can be the output's weights."""
-
-    def __init__(self, vocab: int, d_model: int) -> None:
-        super().__init__(vocab, d_model)
-        nn.init.normal_(self.weight, std=d_model**-0.5)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        vocab = self.num_embeddings
-        if not torch.compiler.is_compiling() and ids.device.type == "cpu" and ids.numel():
-            low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high >= vocab:
-                raise ValueError(f"id {low if low < 0 else high} is outside the vocabulary: allowed 0 to {vocab - 1}")
-        return super().forward(ids) * self.embedding_dim**0.5
-
-
 class Stack(nn.Module):
-    """Embedding, positions, blocks and, with pre-norm, a last norm. `bidirectional` is for the relative positions."""
+    """Embedding, positions, blocks and, with pre-norm, a last norm: of the encoder, or of a decoder."""
 
-    def __init__(self, config: Config, vocab: int, blocks: list[nn.Module], bidirectional: bool) -> None:
+    def __init__(self, config: Config, blocks: list[nn.Module], encoder: bool) -> None:
         super().__init__()
-        self.embedding = Embedding(vocab, config.d_model)
-        self.positions = make_positions(config.positions, config.d_model, config.nheads, bidirectional)
+        self.embedding: Any = config.make_embedding(encoder)  # it also has check(name, x) and, in a decoder, weight
+        self.positions = config.make_positions(encoder)
+        self.embedding_norm = config.make_embedding_norm()
         self.blocks = nn.ModuleList(blocks)
         self.dropout = nn.Dropout(config.dropout)
-        self.norm = make_norm(config) if config.norm.startswith("pre") else nn.Identity()
+        self.norm = config.make_norm() if config.norm.startswith("pre") else nn.Identity()
 
-    def embed(self, ids: Tensor, start: int = 0) -> Tensor:
-        return self.dropout(self.positions.add(self.embedding(ids), start))
+    def embed(self, x: Tensor, start: Start = 0) -> Tensor:
+        return self.dropout(self.embedding_norm(self.positions.add(self.embedding(x), start)))

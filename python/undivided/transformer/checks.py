@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..nn import Packing
+
 
 def check_ids(name: str, ids: Tensor) -> Tensor:
     """Raises: TypeError or ValueError for what is no batch of symbol numbers."""
@@ -15,7 +17,11 @@ def check_ids(name: str, ids: Tensor) -> Tensor:
     return ids
 
 
-def check_lengths(name: str, lengths: Tensor | None, ids: Tensor) -> None:
-    """Raises: ValueError where the lengths do not fit the batch."""
-    if lengths is not None and lengths.shape != ids.shape[:1]:
+def check_lengths(name: str, lengths: Tensor | Packing | None, ids: Tensor) -> None:
+    """Raises: ValueError where the lengths do not fit the batch, or the packing the packed one."""
+    if isinstance(lengths, Packing):
+        total = lengths.positions.shape[0]
+        if ids.shape[:2] != (1, total):
+            raise ValueError(f"{name} packs {total} tokens, ids have shape {tuple(ids.shape)}, expected (1, {total})")
+    elif lengths is not None and lengths.shape != ids.shape[:1]:
         raise ValueError(f"{name} has shape {tuple(lengths.shape)}, expected (batch,) = ({ids.shape[0]},)")

@@ -27,6 +27,7 @@ class Decoding:
         self._forward, self.caches, self.tensors = forward, caches, tensors
         self.batch, self.device = batch, device
 
+    @torch.no_grad()
     def step(self, ids: Tensor) -> Tensor:
         logits = self._forward(ids, self)
         return logits if logits.dtype == torch.float64 else logits.float()

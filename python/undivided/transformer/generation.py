@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from .beam_search import Adjust, beam_search
 from .decoding import Decoding
-
-# The symbols that every vocabulary of the tasks starts with.
-PAD, BEGIN, END = 0, 1, 2
+from .symbols import SYMBOLS, Symbols
 
 
 @torch.no_grad()
@@ -23,6 +24,8 @@ def generate(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
     prompt: Tensor | None = None,
+    symbols: Symbols = SYMBOLS,
+    adjust: Adjust | None = None,
 ) -> Tensor:
     """Ids int64 (batch, n), n <= max_length, without begin; after a row's end comes padding.
 
@@ -32,9 +35,14 @@ def generate(
         temperature: given, or with top_k or top_p: samples from softmax(logits / temperature).
         top_k: only among the k likeliest. top_p: only among the likeliest that together have mass p (Holtzman 2020).
         prompt: int64 (batch, n) to start from instead of begin.
+        symbols: the numbers of padding, begin and end.
+        adjust: changes the scores of every step before they are searched, as a logits processor of the transformers
+            library does: adjust(ids int64 (rows, n) so far with prompt or begin, scores (rows, vocabulary)) -> scores.
+            They are logits; in a beam search log-probabilities, and (batch * beams) rows.
 
     Raises:
-        ValueError: a number is out of range, or beams are asked for together with sampling.
+        ValueError: a number is out of range, beams are asked for together with sampling, or there is neither a prompt
+            nor a begin symbol.
     """
     sampling = any(value is not None for value in (temperature, top_k, top_p))
     if max_length < 1:
@@ -43,18 +51,27 @@ def generate(
         raise ValueError(f"beams={beams} must be at least 1, and 1 with temperature, top_k or top_p")
     first = prompt
     if first is None:
-        first = torch.full((decoding.batch, 1), BEGIN, dtype=torch.int64, device=decoding.device)
+        if symbols.begin is None:
+            raise ValueError("this model has no begin symbol: give the first ones, prompt=")
+        first = torch.full((decoding.batch, 1), symbols.begin, dtype=torch.int64, device=decoding.device)
     if beams > 1:
-        return beam_search(decoding, first, max_length, beams, length_penalty)
+        return beam_search(decoding, first, max_length, beams, length_penalty, symbols, adjust)
     if sampling:
-        return sample(decoding, first, max_length, 1.0 if temperature is None else temperature, top_k, top_p, generator)
-    return greedy_search(decoding, first, max_length)
+        temperature = 1.0 if temperature is None else temperature
+        return sample(decoding, first, max_length, temperature, top_k, top_p, generator, symbols, adjust)
+    return greedy_search(decoding, first, max_length, symbols, adjust)
 
 
 @torch.no_grad()
-def greedy_search(decoding: Decoding, first: Tensor, max_length: int) -> Tensor:
+def greedy_search(
+    decoding: Decoding,
+    first: Tensor,
+    max_length: int,
+    symbols: Symbols = SYMBOLS,
+    adjust: Adjust | None = None,
+) -> Tensor:
     """The likeliest symbol at every step."""
-    return _one_by_one(decoding, first, max_length, lambda logits: logits.argmax(-1))
+    return _one_by_one(decoding, first, max_length, lambda logits: logits.argmax(-1), symbols, adjust)
 
 
 @torch.no_grad()
@@ -66,6 +83,8 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    symbols: Symbols = SYMBOLS,
+    adjust: Adjust | None = None,
 ) -> Tensor:
     """A symbol drawn at every step. Raises: ValueError for a number out of range."""
     if not temperature > 0:
@@ -79,7 +98,7 @@ def sample(
         probabilities = truncated(logits / temperature, top_k, top_p).softmax(-1)
         return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
-    return _one_by_one(decoding, first, max_length, draw)
+    return _one_by_one(decoding, first, max_length, draw, symbols, adjust)
 
 
 def truncated(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
@@ -97,50 +116,22 @@ def truncated(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     return logits
 
 
-def _one_by_one(decoding: Decoding, first: Tensor, max_length: int, choose) -> Tensor:  # type: ignore[no-untyped-def]
-    newest, out = first, []
+def _one_by_one(
+    decoding: Decoding,
+    first: Tensor,
+    max_length: int,
+    choose: Callable[[Tensor], Tensor],
+    symbols: Symbols,
+    adjust: Adjust | None,
+) -> Tensor:
+    newest, ids = first, first
     done = torch.zeros(first.shape[0], dtype=torch.bool, device=first.device)
     for _ in range(max_length):
-        chosen = choose(decoding.step(newest)).masked_fill(done, PAD)
-        out.append(chosen)
-        done |= chosen == END
+        logits = decoding.step(newest)
+        chosen = choose(logits if adjust is None else adjust(ids, logits)).masked_fill(done, symbols.pad)
+        newest = chosen[:, None]
+        ids = torch.cat([ids, newest], 1)
+        done |= chosen == symbols.end
         if bool(done.all()):
             break
-        newest = chosen[:, None]
-    return torch.stack(out, 1)
-
-
-@torch.no_grad()
-def beam_search(decoding: Decoding, first: Tensor, max_length: int, beams: int, length_penalty: float = 1.0) -> Tensor:
-    """The best of `beams` hypotheses a row, by log-probability / length ** length_penalty."""
-    batch, device = decoding.batch, decoding.device
-    logits = decoding.step(first)
-    vocab = logits.shape[-1]
-    decoding.select(torch.arange(batch, device=device).repeat_interleave(beams))
-    # (batch, beams): at first all beams are the same, so only one of them may go on.
-    scores = torch.full((batch, beams), -torch.inf, device=device)
-    scores[:, 0] = 0.0
-    logits = logits.repeat_interleave(beams, 0)
-    ids = torch.zeros((batch, beams, 0), dtype=torch.int64, device=device)
-    done = torch.zeros((batch, beams), dtype=torch.bool, device=device)
-    lengths = torch.zeros((batch, beams), device=device)
-    only_pad = torch.full((vocab,), -torch.inf, device=device)
-    only_pad[PAD] = 0.0
-    for step in range(max_length):
-        gains = logits.log_softmax(-1).view(batch, beams, vocab)
-        gains = torch.where(done[..., None], only_pad, gains)  # a finished hypothesis goes on unchanged
-        total = scores[..., None] + gains
-        longer = (lengths + (~done).float()).clamp_min(1)
-        ranked = (total / longer[..., None] ** length_penalty).flatten(1)
-        _, best = ranked.topk(beams, -1)
-        row, symbol = best // vocab, best % vocab
-        scores = total.flatten(1).gather(1, best)
-        lengths = longer.gather(1, row)
-        done = done.gather(1, row) | (symbol == END)
-        ids = torch.cat([ids.gather(1, row[..., None].expand(-1, -1, step)), symbol[..., None]], -1)
-        if bool(done.all()) or step + 1 == max_length:
-            break
-        decoding.select((row + torch.arange(batch, device=device)[:, None] * beams).flatten())
-        logits = decoding.step(symbol.flatten()[:, None])
-    best = (scores / lengths.clamp_min(1) ** length_penalty).argmax(-1)
-    return ids[torch.arange(batch, device=device), best]
+    return ids[:, first.shape[1] :]

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import Cache
+from ..nn import Cache, Packing, unpack
 from .blocks import EncoderBlock, Stack
-from .checks import check_ids
 from .config import Config
 from .decoding import Decoding
 from .generation import generate
@@ -24,7 +23,7 @@ class TokenClassifier(nn.Module):
         self.config, self.encoder = config, Encoder(config)
         self.classes = nn.Linear(config.d_model, config.tgt_vocab)
 
-    def forward(self, src: Tensor, src_lengths: Tensor | None = None) -> Tensor:
+    def forward(self, src: Tensor, src_lengths: Tensor | Packing | None = None) -> Tensor:
         return self.classes(self.encoder(src, src_lengths))
 
 
@@ -36,8 +35,10 @@ class SequenceClassifier(nn.Module):
         self.config, self.encoder = config, Encoder(config)
         self.classes = nn.Linear(config.d_model, config.tgt_vocab)
 
-    def forward(self, src: Tensor, src_lengths: Tensor | None = None) -> Tensor:
+    def forward(self, src: Tensor, src_lengths: Tensor | Packing | None = None) -> Tensor:
         x = self.encoder(src, src_lengths)  # (batch, seqlen, d_model)
+        if isinstance(src_lengths, Packing):
+            x, src_lengths = unpack(x, src_lengths), src_lengths.cu_seqlens.diff()
         if src_lengths is None:
             return self.classes(x.mean(1))
         seen = torch.arange(x.shape[1], device=x.device) < src_lengths[:, None]
@@ -53,20 +54,20 @@ class CausalLM(Stack):
 
     def __init__(self, config: Config) -> None:
         blocks: list[nn.Module] = [EncoderBlock(config, causal=True) for _ in range(config.decoder_layers)]
-        super().__init__(config, config.tgt_vocab, blocks, False)
-        self.config = config
+        super().__init__(config, blocks, encoder=False)
+        self.config, self.head = config, config.make_head()
 
     def forward(self, tgt: Tensor, caches: list[Cache] | None = None) -> Tensor:
-        check_ids("tgt", tgt)
+        self.embedding.check("tgt", tgt)
         start = caches[0].length if caches else 0
         x = self.embed(tgt, start)
         for index, block in enumerate(self.blocks):
             x = block(x, positions=self.positions, start=start, cache=caches[index] if caches else None)
-        return self.norm(x) @ self.embedding.weight.T
+        return self.head(self.norm(x), self.embedding.weight)
 
     def generate(self, prompt: Tensor, max_length: int = 64, **search: Any) -> Tensor:
         """Ids (batch, n), n <= max_length, that follow `prompt` int64 (batch, m)."""
         caches = [Cache(prompt.shape[1] + max_length) for _ in self.blocks]
         step = lambda ids, _: self(ids, caches)[:, -1]  # noqa: E731
         decoding = Decoding(step, caches, {}, prompt.shape[0], prompt.device)
-        return generate(decoding, max_length, prompt=prompt, **search)
+        return generate(decoding, max_length, prompt=prompt, symbols=self.config.symbols, **search)

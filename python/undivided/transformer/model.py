@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import Cache
+from ..nn import Cache, Packing
 from .blocks import DecoderBlock, EncoderBlock, Stack
-from .checks import check_ids, check_lengths
+from .checks import check_lengths
 from .config import Config
 from .decoding import Decoding
 from .generation import generate
@@ -21,51 +21,86 @@ class Encoder(Stack):
     """src (batch, seqlen_src) -> memory (batch, seqlen_src, d_model)."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, config.src_vocab, [EncoderBlock(config) for _ in range(config.encoder_layers)], True)
+        super().__init__(config, [EncoderBlock(config) for _ in range(config.encoder_layers)], encoder=True)
 
-    def forward(self, src: Tensor, src_lengths: Tensor | None = None) -> Tensor:
-        check_lengths("src_lengths", src_lengths, check_ids("src", src))
-        x = self.embed(src)
+    def forward(self, src: Tensor, src_lengths: Tensor | Packing | None = None) -> Tensor:
+        check_lengths("src_lengths", src_lengths, self.embedding.check("src", src))
+        start = src_lengths if isinstance(src_lengths, Packing) else 0
+        x = self.embed(src, start)
         for block in self.blocks:
-            x = block(x, key_lengths=src_lengths, positions=self.positions)
+            x = block(x, key_lengths=src_lengths, positions=self.positions, start=start)
         return self.norm(x)
 
 
 class Decoder(Stack):
-    """tgt (batch, seqlen_tgt) and the memory -> logits (batch, seqlen_tgt, tgt_vocab), by the embedding's own table."""
+    """tgt (batch, seqlen_tgt) and the memory -> logits (batch, seqlen_tgt, tgt_vocab), by the config's head."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, config.tgt_vocab, [DecoderBlock(config) for _ in range(config.decoder_layers)], False)
+        super().__init__(config, [DecoderBlock(config) for _ in range(config.decoder_layers)], encoder=False)
+        self.head = config.make_head()
 
     def forward(
-        self, tgt: Tensor, memory: Tensor, src_lengths: Tensor | None = None, caches: Caches | None = None
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        src_lengths: Tensor | Packing | None = None,
+        caches: Caches | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        check_ids("tgt", tgt)
-        start = caches[0][0].length if caches else 0
+        self.embedding.check("tgt", tgt)
+        start = packing or (caches[0][0].length if caches else 0)
         x = self.embed(tgt, start)
         for index, block in enumerate(self.blocks):
             pair = caches[index] if caches else (None, None)
             x = block(x, memory, src_lengths, pair, positions=self.positions, start=start)
-        return self.norm(x) @ self.embedding.weight.T
+        return self.head(self.norm(x), self.embedding.weight)
 
 
 class Transformer(nn.Module):
     """Sequence to sequence: `model(src, tgt, src_lengths=, tgt_lengths=)` gives logits.
 
     src, tgt: int64 (batch, seqlen), padded on the right; tgt starts with the begin symbol. src_lengths: int32 (batch,).
+    Or both are what `undivided.nn.pack` gives, (1, total), with their packings as lengths: the same logits, without
+    those of the padding, (1, total_tgt, tgt_vocab).
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.encoder, self.decoder = Encoder(config), Decoder(config)
+        if config.shared:
+            self.decoder.embedding = self.encoder.embedding
+
+    @classmethod
+    def from_huggingface(cls, model_or_path: Any) -> Transformer:
+        """The same model from the transformers library; see `undivided.transformer.huggingface.from_huggingface`."""
+        from .huggingface import from_huggingface
+
+        return from_huggingface(model_or_path)
+
+    def to_huggingface(self, config: Any = None) -> Any:
+        """The same model for the transformers library; see `undivided.transformer.huggingface.to_huggingface`."""
+        from .huggingface import to_huggingface
+
+        return to_huggingface(self, config)
 
     def forward(
-        self, src: Tensor, tgt: Tensor, src_lengths: Tensor | None = None, tgt_lengths: Tensor | None = None
+        self,
+        src: Tensor,
+        tgt: Tensor,
+        src_lengths: Tensor | Packing | None = None,
+        tgt_lengths: Tensor | Packing | None = None,
     ) -> Tensor:
-        """Logits (batch, seqlen_tgt, tgt_vocab). A causal decoder needs no tgt_lengths: padding comes last."""
-        check_lengths("tgt_lengths", tgt_lengths, check_ids("tgt", tgt))
-        return self.decoder(tgt, self.encoder(src, src_lengths), src_lengths)
+        """Logits (batch, seqlen_tgt, tgt_vocab). A padded causal decoder needs no tgt_lengths: padding comes last.
+
+        Raises:
+            ValueError, TypeError: a shape or dtype that does not fit, or one of the two is packed and the other not.
+        """
+        check_lengths("tgt_lengths", tgt_lengths, self.decoder.embedding.check("tgt", tgt))
+        packing = tgt_lengths if isinstance(tgt_lengths, Packing) else None
+        if isinstance(src_lengths, Packing) != (packing is not None):
+            raise TypeError("src and tgt must both be packed, with their packings as src_lengths and tgt_lengths")
+        return self.decoder(tgt, self.encoder(src, src_lengths), src_lengths, packing=packing)
 
     @torch.no_grad()
     def start(self, src: Tensor, src_lengths: Tensor | None = None, longest: int = 64) -> Decoding:
@@ -79,9 +114,18 @@ class Transformer(nn.Module):
         tensors = {"memory": memory} | ({} if src_lengths is None else {"src_lengths": src_lengths})
         return Decoding(step, [cache for pair in caches for cache in pair], tensors, src.shape[0], src.device)
 
-    def generate(self, src: Tensor, src_lengths: Tensor | None = None, max_length: int = 64, **search: Any) -> Tensor:
+    def generate(
+        self,
+        src: Tensor,
+        src_lengths: Tensor | None = None,
+        max_length: int = 64,
+        *,
+        prompt: Tensor | None = None,
+        **search: Any,
+    ) -> Tensor:
         """Ids (batch, n), n <= max_length, without begin; see `undivided.transformer.generation.generate`."""
-        return generate(self.start(src, src_lengths, max_length), max_length, **search)
+        decoding = self.start(src, src_lengths, max_length + (0 if prompt is None else prompt.shape[1]))
+        return generate(decoding, max_length, prompt=prompt, symbols=self.config.symbols, **search)
 
     @torch.no_grad()
     def cross_attention(self, src: Tensor, tgt: Tensor, src_lengths: Tensor | None = None) -> list[Tensor]:

@@ -1,0 +1,244 @@
+// Attention of few queries over long keys: one pass over the keys and values, which are read where they lie and once
+// for all rows (queries of the heads that share a key head). A task is a part of the keys of some heads of a row of the
+// batch, with a running softmax; whoever finishes the last part of a row merges them.
+#pragma once
+
+#include "attention_cache.h"
+#include "attention_softmax.h"
+#include "decode_sums.h"
+
+namespace undivided::UNDIVIDED_VARIANT {
+
+constexpr int kCacheKeys = 64;  // keys at a time: with their values they stay in the first-level cache
+constexpr int kMostRows = 16;   // rows at a time
+
+// How the work of a call is cut: by shapes alone, since results must not depend on the number of threads. Keys come
+// first, as memory is read fastest in its own order, which is all heads of a key and then the next key.
+constexpr int64_t kTasks = 16;       // are enough
+constexpr int64_t kLeastKeys = 256;  // of a part
+
+template <class Word>
+struct DecodePlan {
+  int64_t group, rows;    // query heads of a key head, and rows of a key head
+  int64_t width, bytes;   // of a row of sums, in floats; of all sums of a key head and part
+  int64_t parts;          // at most, of the keys of a row
+  int64_t heads, groups;  // key heads of a task; tasks for all heads
+  // No cache holds the keys and values: bringing them a block ahead takes half the time then (20 against 11 GB/s on
+  // one thread of Zen 4), and otherwise a tenth more.
+  bool from_memory;
+
+  explicit DecodePlan(const AttentionCall& call)
+      : group(call.nheads / call.nheads_kv), rows(group * call.seqlen_q), width(round_up(call.head_dim_v, kStep<Word>)),
+        bytes(Sums::bytes(rows, width)) {
+    const int64_t batch = larger(call.batch, 1);
+    parts = larger(smaller(quotient(kTasks, batch), quotient(call.seqlen_k, kLeastKeys)), 1);
+    heads = larger(call.nheads_kv * batch * parts / kTasks, 1);
+    heads = smaller(heads, call.nheads_kv);
+    groups = quotient(call.nheads_kv, heads);
+    const int64_t of_a_key = call.nheads_kv * (call.head_dim + call.head_dim_v) * size_of(call.dtype);
+    from_memory = batch * call.seqlen_k * of_a_key >= streaming_bytes();
+  }
+
+  int64_t keys_of_a_part(Range keys) const {
+    return round_up(larger(quotient(larger(keys.high - keys.low, 0), parts), kLeastKeys), kCacheKeys);
+  }
+};
+
+template <class T, class Word>
+class DecodeTask {
+  using Element = typename Weights<Word>::Element;
+
+ public:
+  // Head number i of the task keeps its sums at sums + i * stride.
+  DecodeTask(const AttentionDecode& job, const DecodePlan<Word>& plan, const Sequence& sequence, int64_t head_kv,
+             int64_t heads, Range keys, char* sums, int64_t stride)
+      : job_(job), call_(job.attention.call), plan_(plan), sequence_(sequence), head_kv_(head_kv), heads_(heads),
+        keys_(keys), sums_(sums), stride_(stride), q_row_(round_up(call_.head_dim, kStep<Word>) / kPerWord<Word>),
+        plain_(is_plain(call_)), by_distance_(call_.table != nullptr || call_.slopes != nullptr) {}
+
+  void arrange(Arena& arena) {
+    arena.take(q_, heads_ * plan_.rows * q_row_);
+    arena.take(s_, kMostRows * kScoreRow);
+    arena.take(p_, kMostRows * kCacheKeys / kPerWord<Word>);
+    arena.take(distance_, 1 + kCacheKeys + kLanes);
+  }
+
+  void run() {
+    for (int64_t i = 0; i < heads_; ++i) start(head(i));
+    for (int64_t n = keys_.low; n < keys_.high; n += kCacheKeys) {
+      for (int64_t i = 0; i < heads_; ++i) visit(head(i), n, smaller(n + kCacheKeys, keys_.high));
+    }
+  }
+
+ private:
+  static constexpr int64_t kScoreRow = kCacheKeys + kLanes;  // whole vectors are written, from anywhere on
+
+  struct Head {
+    int64_t kv;
+    Word* q;  // (rows, q_row_)
+    Sums sums;
+  };
+
+  Head head(int64_t i) const {
+    Word* q = q_ + i * plan_.rows * q_row_;
+    return {head_kv_ + i, q, Sums::at(sums_ + i * stride_, plan_.rows, plan_.width)};
+  }
+
+  void start(const Head& head) const {
+    head.sums.start(plan_.rows, plan_.width);
+    for (int64_t row = 0; row < plan_.rows; ++row) {
+      const T* q = row_of<T>(call_.q, sequence_.b, head.kv * plan_.group + row % plan_.group, row / plan_.group);
+      const Source<T> source{q, call_.q.s, 1, static_cast<int>(call_.head_dim)};
+      pack_rows(source, head.q + row * q_row_, static_cast<int>(q_row_));
+    }
+  }
+
+  // Every row meets those of the keys [n, end) that it sees. Rows that see the same ones share them.
+  void visit(const Head& head, int64_t n, int64_t end) {
+    const int64_t last = call_.seqlen_q - 1;
+    const Range first_sees = keys_seen(call_, sequence_, 0, 0), last_sees = keys_seen(call_, sequence_, last, last);
+    const bool mask = call_.mask.data != nullptr;
+    if (!mask && last_sees.low <= n && end <= first_sees.high) return step(head, 0, plan_.rows, n, end);
+    for (int64_t i = 0; i < call_.seqlen_q; ++i) {
+      const Range seen = keys_seen(call_, sequence_, i, i);
+      const Range keys{larger(n, seen.low), smaller(end, seen.high)};
+      const int64_t together = mask && call_.mask.h != 0 ? 1 : plan_.group;
+      for (int64_t row = i * plan_.group; row < (i + 1) * plan_.group; row += together) {
+        if (mask) {
+          step_unmasked(head, row, together, keys);
+        } else if (keys.low < keys.high) {
+          step(head, row, together, keys.low, keys.high);
+        }
+      }
+    }
+  }
+
+  // The same for what the mask leaves of the keys: what it hides is not read, so nothing in it can reach a sum.
+  void step_unmasked(const Head& head, int64_t row, int64_t rows, Range keys) {
+    const Plane& mask = call_.mask;
+    const int64_t h = head.kv * plan_.group + row % plan_.group;
+    const uint8_t* seen = static_cast<const uint8_t*>(mask.data) + sequence_.b * mask.b + h * mask.h +
+                          row / plan_.group * mask.m;
+    for (int64_t n = keys.low, end; n < keys.high; n = end) {
+      while (n < keys.high && seen[n * mask.n] == 0) ++n;
+      for (end = n; end < keys.high && seen[end * mask.n] != 0;) ++end;
+      if (n < end) step(head, row, rows, n, end);
+    }
+  }
+
+  // The keys [n, end), at most kCacheKeys, with rows that see them all.
+  void step(const Head& head, int64_t row, int64_t rows, int64_t n, int64_t end) {
+    for (int64_t r = row; r < row + rows; r += kMostRows) {
+      const int count = static_cast<int>(smaller(kMostRows, row + rows - r));
+      score(head, r, count, n, end);
+      for (int i = 0; i < count; ++i) soften(head, r + i, i, n, end);
+      sum_up(head, r, count, n, end);
+    }
+  }
+
+  void score(const Head& head, int64_t row, int rows, int64_t n, int64_t end) {
+    for (int64_t at = n; at < end;) {
+      const Stretch<const T> on = stretch_of<const T>(job_, sequence_.b, head.kv, at, end);
+      const Keys<T, Word> keys{head.q + row * q_row_, q_row_, on.k, call_.k.s, static_cast<int>(call_.head_dim)};
+      row_scores(keys, rows, static_cast<int>(on.count), s_ + (at - n), kScoreRow,
+                 Ahead(ahead(head, at).k, call_.k.s, call_.head_dim));
+      at += on.count;
+    }
+  }
+
+  // Scores of row `row`, at s_'s row r, to probabilities.
+  void soften(const Head& head, int64_t row, int r, int64_t n, int64_t end) {
+    const int keys = static_cast<int>(end - n), whole = static_cast<int>(round_up(keys, kLanes));
+    Tile tile{&call_, sequence_, head.kv * plan_.group + row % plan_.group, row / plan_.group, n, 1, keys,
+              s_ + r * kScoreRow, kScoreRow, nullptr, nullptr, plain_ ? call_.scale * kLog2E : 1.0F, plain_,
+              keys == whole};
+    if (by_distance_) {
+      tile.distance = distance_;
+      fill_distances(tile);
+    }
+    if (!tile.plain || !tile.whole) finish_row(tile, 0, Columns{0, keys, 0, whole});
+    Word* p = p_ + r * kCacheKeys / kPerWord<Word>;
+    const Sums& sums = head.sums;
+    const float shrink = softmax_row(tile, 0, Span{0, whole, 0, 0}, p, sums.top + row, sums.total + row * kLanes);
+    if (shrink == 1.0F) return;
+    float* acc = sums.acc + row * plan_.width;
+    for (int64_t c = 0; c < plan_.width; c += kLanes) store(acc + c, load(acc + c) * shrink);
+  }
+
+  void sum_up(const Head& head, int64_t row, int rows, int64_t n, int64_t end) {
+    const Element* p = reinterpret_cast<const Element*>(p_);
+    float* acc = head.sums.acc + row * plan_.width;
+    for (int64_t at = n; at < end;) {
+      const Stretch<const T> on = stretch_of<const T>(job_, sequence_.b, head.kv, at, end);
+      const Values<T> values{on.v, call_.v.s, static_cast<int>(on.count), static_cast<int>(call_.head_dim_v)};
+      add_values<T, Word>(rows, p + (at - n), kCacheKeys, values, acc, plan_.width,
+                          Ahead(ahead(head, at).v, call_.v.s, call_.head_dim_v));
+      at += on.count;
+    }
+  }
+
+  // What the same head reads in the next block of keys, where it must be brought from memory.
+  Stretch<const T> ahead(const Head& head, int64_t at) const {
+    at += kCacheKeys;
+    if (!plan_.from_memory || at >= keys_.high) return {nullptr, nullptr, 0};
+    return stretch_of<const T>(job_, sequence_.b, head.kv, at, keys_.high);
+  }
+
+  const AttentionDecode& job_;
+  const AttentionCall& call_;
+  const DecodePlan<Word>& plan_;
+  const Sequence& sequence_;
+  const int64_t head_kv_, heads_;
+  const Range keys_;
+  char* const sums_;
+  const int64_t stride_, q_row_;  // bytes; words
+  const bool plain_, by_distance_;
+  Word *q_, *p_;
+  float *s_, *distance_;
+};
+
+template <class T, class Word>
+void decode_typed(const AttentionDecode& job) {
+  const AttentionCall& call = job.attention.call;
+  const DecodePlan<Word> plan(call);
+  // What tasks leave to one another: the sums of every head and part, and how many parts of a team of heads are done.
+  const int64_t heads = call.batch * call.nheads_kv, teams = call.batch * plan.groups;
+  char* shared = nullptr;
+  int32_t* done = nullptr;
+  if (plan.parts > 1) {
+    const int64_t bytes = heads * plan.parts * plan.bytes;
+    shared = static_cast<char*>(scratch(bytes + teams * sizeof(int32_t), 1));
+    done = reinterpret_cast<int32_t*>(shared + bytes);
+    std::memset(done, 0, teams * sizeof(int32_t));
+  }
+  parallel_for(teams * plan.parts, call.threads, [&](int64_t task) {
+    const int64_t team = task / plan.parts, part = task % plan.parts, b = team / plan.groups;
+    const int64_t first = team % plan.groups * plan.heads, end = smaller(first + plan.heads, call.nheads_kv);
+    const Sequence sequence = sequence_of(job, b);
+    const Range seen = keys_seen(call, sequence, 0, call.seqlen_q - 1);
+    const int64_t size = plan.keys_of_a_part(seen), parts = larger(quotient(seen.high - seen.low, size), 1);
+    if (part >= parts) return;
+    const Range keys{seen.low + part * size, smaller(seen.low + (part + 1) * size, seen.high)};
+    if (job.seqlen_new > 0) {  // the first part also writes what no query sees
+      const int64_t old = sequence.lenk - job.seqlen_new;
+      const Range fresh{part == 0 ? old : larger(old, keys.low), keys.high};
+      for (int64_t h = first; h < end; ++h) append<T>(job, sequence, h, fresh);
+    }
+    const int64_t stride = plan.bytes * plan.parts;
+    char* own = shared == nullptr ? static_cast<char*>(scratch(plan.heads * plan.bytes, 1))
+                                  : shared + (b * call.nheads_kv + first) * stride;
+    DecodeTask<T, Word> work(job, plan, sequence, first, end - first, keys, own + part * plan.bytes, stride);
+    arrange(work);
+    work.run();
+    if (parts > 1 && __atomic_add_fetch(done + team, 1, __ATOMIC_ACQ_REL) < parts) return;
+    for (int64_t h = first; h < end; ++h, own += stride) {
+      const Sums sums = Sums::at(own, plan.rows, plan.width);
+      for (int64_t other = 1; other < parts; ++other) {
+        merge(sums, Sums::at(own + other * plan.bytes, plan.rows, plan.width), plan.rows, plan.width);
+      }
+      finish<T, Word>(job.attention, sequence, h, sums, plan.width);
+    }
+  });
+}
+
+}  // namespace undivided::UNDIVIDED_VARIANT

@@ -1,0 +1,76 @@
+// One step of the running softmax (Dao et al. 2022, section 3.1): the probabilities of one row of a tile, under a top
+// that need not be the largest score. Floating point loses nothing as long as the two are not too far apart, so the top
+// is that of the first vector that the row sees something of, and the largest score is looked for only when a weight
+// exceeds kMostWeight (or is NaN).
+#pragma once
+
+#include <cmath>
+
+#include "attention_scores.h"
+#include "dropout.h"
+
+namespace undivided::UNDIVIDED_VARIANT {
+
+constexpr float kMostWeight = 0x1p20F;  // of a probability under a top that is too low
+
+inline float largest_score(const Tile& tile, int r, const Span& columns) {
+  const float* s = tile.s + r * tile.row;
+  Vec best = broadcast(-kInfinity);
+  for (int c = columns.column; c < columns.column_end; c += kLanes) best = max(load(s + c), best);
+  return largest(best) * tile.factor;
+}
+
+// p = 2^(s - base) in words; returns the sum, before dropout. `dropout` is the state of the row's counter.
+template <class Word, bool kDropout>
+UNDIVIDED_INLINE Vec weigh_columns(const Tile& tile, int r, const Span& columns, Vec base, Word* p, uint32_t dropout) {
+  const AttentionCall& call = *tile.call;
+  const float* s = tile.s + r * tile.row;
+  const Vec factor = broadcast(tile.factor);
+  Vec total[2] = {};
+  auto weight = [&](int c, int which) UNDIVIDED_INLINE_LAMBDA {
+    const Vec weights = exp2<kExp2Degree<Word>>(load(s + c) * factor - base);
+    total[which] += weights;
+    if (!kDropout) return weights;
+    return select(kept(dropout, call.threshold, tile.n0 + c), weights * call.keep_scale, zeros());
+  };
+  int c = columns.column;
+  for (; c + 2 * kLanes <= columns.column_end; c += 2 * kLanes) {
+    const Vec low = weight(c, 0), high = weight(c + kLanes, 1);
+    store_as_words(p + c / kPerWord<Word>, low, high);
+  }
+  if (c < columns.column_end) store_as_words(p + c / kPerWord<Word>, weight(c, 0));
+  return total[0] + total[1];
+}
+
+template <class Word>
+UNDIVIDED_INLINE Vec weigh(const Tile& tile, int r, const Span& columns, float top, Word* p) {
+  // A row that has seen nothing yet has top -inf, and -inf - -inf would be NaN.
+  const Vec base = broadcast(top == -kInfinity ? 0.0F : top);
+  const AttentionCall& call = *tile.call;
+  if (!call.dropout) return weigh_columns<Word, false>(tile, r, columns, base, p, 0);
+  const uint32_t row = dropout_row(call.state, tile.sequence.b * call.nheads + tile.h, tile.i0 + r);
+  return weigh_columns<Word, true>(tile, r, columns, base, p, row);
+}
+
+// Row r of the tile: its probabilities go to p, their sum is added to total (kLanes,), and top may rise. Returns what
+// earlier sums over the values must be multiplied by; total already is.
+template <class Word>
+UNDIVIDED_INLINE float softmax_row(const Tile& tile, int r, const Span& columns, Word* p, float* top, float* total) {
+  float base = *top, shrink = 1.0F;
+  if (base == -kInfinity && columns.column < columns.column_end) {
+    base = largest(load(tile.s + r * tile.row + columns.column)) * tile.factor;
+    if (base == -kInfinity) base = largest_score(tile, r, columns);
+  }
+  Vec added = weigh(tile, r, columns, base, p);
+  if (__builtin_expect(any(added > kMostWeight) || any(added != added), 0)) {
+    const float old = base, best = largest_score(tile, r, columns);
+    base = best > old ? best : old;
+    shrink = std::exp2(old - base);
+    added = weigh(tile, r, columns, base, p);
+  }
+  store(total, load(total) * shrink + added);
+  *top = base;
+  return shrink;
+}
+
+}  // namespace undivided::UNDIVIDED_VARIANT

@@ -1,0 +1,296 @@
+// Products of a few rows with keys or values that are read where they lie: nothing is packed, and each row of memory is
+// read once for several rows of the left side. Words are those of matmul_tile.h; a step is one vector of them.
+#pragma once
+
+#include "pack.h"
+
+namespace undivided::UNDIVIDED_VARIANT {
+
+template <class Word>
+constexpr int kStep = kLanes * kPerWord<Word>;  // in elements
+
+// What rows of probabilities hold: one element for each key, next to each other.
+template <class Word>
+struct Weights {
+  using Element = float;
+};
+template <>
+struct Weights<Pair> {
+  using Element = bfloat16;
+};
+
+// The kStep elements from p on, as words; the first n of them, n < kStep, and 0.
+template <class Word, class T>
+UNDIVIDED_INLINE Vec step_at(const T* p) {
+  if constexpr (kPerWord<Word> == 2) return load(reinterpret_cast<const float*>(p));
+  if constexpr (kPerWord<Word> == 1) return load(p);
+}
+template <class Word, class T>
+UNDIVIDED_INLINE Vec part_at(const T* p, int n) {
+  return of_bits(words_at<Word>(p, 0, n));
+}
+
+// sum + a b, lane by lane; lanes of words.
+template <class Word>
+UNDIVIDED_INLINE Vec multiply_lanes(Vec a, Vec b, Vec sum) {
+#if defined(__AVX512BF16__)
+  if constexpr (kPerWord<Word> == 2) return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
+  return sum + a * b;
+}
+
+// Rows that are brought into the second-level cache while others are worked on, one for one; null for none. Reaching
+// past the end is harmless.
+struct Ahead {
+  const char* rows = nullptr;
+  int64_t stride = 0;  // bytes
+  int64_t width = 0;
+
+  Ahead() = default;
+  template <class T>
+  Ahead(const T* rows, int64_t stride, int64_t columns)
+      : rows(reinterpret_cast<const char*>(rows)), stride(stride * sizeof(T)), width(columns * sizeof(T)) {}
+
+  UNDIVIDED_INLINE void bring(int count) {
+    if (rows == nullptr) return;
+    for (int i = 0; i < count; ++i, rows += stride) {
+      for (int64_t at = 0; at < width; at += 64) __builtin_prefetch(rows + at, 0, 2);
+    }
+  }
+};
+
+// ---- sums across lanes, of kLanes vectors at once ----
+
+// Lanes of a, and where kDistance is a bit of their number of b, each with the lane kDistance away added.
+template <int kDistance>
+UNDIVIDED_INLINE Vec add_across(Vec a, Vec b) {
+  IntVec own{}, other{};
+  for (int x = 0; x < kLanes; ++x) {
+    const bool second = (x & kDistance) != 0;
+    own[x] = second ? kLanes + x : x;
+    other[x] = second ? kLanes + x - kDistance : x + kDistance;
+  }
+  return __builtin_shuffle(a, b, own) + __builtin_shuffle(a, b, other);
+}
+
+// Lane x of the result is the sum of all lanes of v[x].
+template <int kCount = kLanes>
+UNDIVIDED_INLINE Vec sums_of(Vec* v) {
+  if constexpr (kCount == 1) {
+    return v[0];
+  } else {
+    constexpr int kHalf = kCount / 2;
+    unrolled<kHalf>([&](auto i) UNDIVIDED_INLINE_LAMBDA {
+      v[i.value] = add_across<kHalf>(v[i.value], v[i.value + kHalf]);
+    });
+    return sums_of<kHalf>(v);
+  }
+}
+
+constexpr int kQuad = 4;  // lanes of 128 bits
+
+// Quad r of v to row r.
+UNDIVIDED_INLINE void store_quads(float* p, [[maybe_unused]] int64_t row, Vec v) {
+#if defined(__AVX512F__)
+  unrolled<4>([&](auto r) UNDIVIDED_INLINE_LAMBDA {
+    _mm_storeu_ps(p + r.value * row, _mm512_extractf32x4_ps((__m512)v, r.value));
+  });
+#elif defined(__AVX2__)
+  unrolled<2>([&](auto r) UNDIVIDED_INLINE_LAMBDA {
+    _mm_storeu_ps(p + r.value * row, _mm256_extractf128_ps((__m256)v, r.value));
+  });
+#else
+  store(p, v);
+#endif
+}
+
+// ---- scores ----
+
+// Rows of words, padded with 0 to whole vectors, against rows of T, `stride` apart and `columns` wide.
+template <class T, class Word>
+struct Keys {
+  const Word* q;
+  int64_t q_row;
+  const T* k;
+  int64_t stride;
+  int columns;
+};
+
+// Lane r * kKeys + i is q_r . k_i, for kRows rows and the kLanes / kRows keys from `first` on. Unless kWhole, keys end
+// at `count`, and in place of those beyond the last one is read again.
+template <class T, class Word, int kRows, bool kWhole>
+UNDIVIDED_INLINE Vec scores_of(const Keys<T, Word>& on, int row, int first, int count) {
+  constexpr int kKeys = kLanes / kRows;
+  const Word* q = on.q + row * on.q_row;
+  const T* keys[kKeys];
+  unrolled<kKeys>([&](auto i) UNDIVIDED_INLINE_LAMBDA {
+    const int key = kWhole || first + i.value < count ? first + i.value : count - 1;
+    keys[i.value] = on.k + key * on.stride;
+  });
+  Vec sum[kLanes] = {};
+  auto step = [&](int c, auto read) UNDIVIDED_INLINE_LAMBDA {
+    Vec left[kRows];
+    unrolled<kRows>([&](auto r) UNDIVIDED_INLINE_LAMBDA {
+      left[r.value] = load_words(q + r.value * on.q_row + c / kPerWord<Word>);
+    });
+    unrolled<kKeys>([&](auto i) UNDIVIDED_INLINE_LAMBDA {
+      const Vec right = read(keys[i.value] + c);
+      unrolled<kRows>([&](auto r) UNDIVIDED_INLINE_LAMBDA {
+        Vec& total = sum[r.value * kKeys + i.value];
+        total = multiply_lanes<Word>(left[r.value], right, total);
+      });
+    });
+  };
+  int c = 0;
+  for (; c + kStep<Word> <= on.columns; c += kStep<Word>) {
+    step(c, [](const T* p) UNDIVIDED_INLINE_LAMBDA { return step_at<Word>(p); });
+  }
+  const int left = on.columns - c;
+  if (left > 0) step(c, [left](const T* p) UNDIVIDED_INLINE_LAMBDA { return part_at<Word>(p, left); });
+  return sums_of(sum);
+}
+
+template <class T, class Word, bool kWhole>
+UNDIVIDED_INLINE void scores_of_keys(const Keys<T, Word>& on, int rows, int first, int count, float* s, int64_t s_row) {
+  constexpr int kTall = kLanes / kQuad;  // rows at a time against kQuad keys: as many accumulators, fewer loads
+  int r = 0;
+  for (; kTall > 1 && r + kTall <= rows; r += kTall) {
+    for (int c = first; c < first + kLanes && (kWhole || c < count); c += kQuad) {
+      store_quads(s + r * s_row + c, s_row, scores_of<T, Word, kTall, kWhole>(on, r, c, count));
+    }
+  }
+  for (; r < rows; ++r) store(s + r * s_row + first, scores_of<T, Word, 1, kWhole>(on, r, first, count));
+}
+
+// s[r][c] = q_r . k_c for `rows` rows and `count` keys, and anything up to a whole vector of s.
+template <class T, class Word>
+__attribute__((noinline)) void row_scores(const Keys<T, Word>& on, int rows, int count, float* s, int64_t s_row,
+                                          Ahead ahead) {
+  for (int c = 0; c < count; c += kLanes) {
+    const int end = count - c < kLanes ? count : c + kLanes;
+    ahead.bring(end - c);
+    if (end == c + kLanes) {
+      scores_of_keys<T, Word, true>(on, rows, c, count, s, s_row);
+    } else {
+      scores_of_keys<T, Word, false>(on, rows, c, count, s, s_row);
+    }
+  }
+}
+
+// ---- sums over values ----
+
+// `count` rows of T, `stride` apart and `columns` wide.
+template <class T>
+struct Values {
+  const T* v;
+  int64_t stride;
+  int count, columns;
+};
+
+// A panel of kPanel columns of kPerWord rows, from v on, as right side of multiply_add: words of the rows side by side.
+// Of two rows the columns of each 128 bits are split: first all lower fours, then all upper ones (see plain_order).
+template <class T, class Word, bool kWhole>
+UNDIVIDED_INLINE void panel_at(const T* v, [[maybe_unused]] int64_t stride, [[maybe_unused]] int rows, int columns,
+                               Vec* right) {
+  auto read = [&](const T* p, int column) UNDIVIDED_INLINE_LAMBDA {
+    if (kWhole || columns - column >= kStep<Word>) return step_at<Word>(p + column);
+    return columns > column ? part_at<Word>(p + column, columns - column) : zeros();
+  };
+  unrolled<kVectors / kPerWord<Word>>([&](auto i) UNDIVIDED_INLINE_LAMBDA {
+    const Vec first = read(v, i.value * kStep<Word>);
+#if defined(__AVX512BF16__)
+    if constexpr (kPerWord<Word> == 2) {
+      const Vec second = rows == 2 ? read(v + stride, i.value * kStep<Word>) : zeros();
+      right[2 * i.value] = (Vec)_mm512_unpacklo_epi16((__m512i)first, (__m512i)second);
+      right[2 * i.value + 1] = (Vec)_mm512_unpackhi_epi16((__m512i)first, (__m512i)second);
+      return;
+    }
+#endif
+    right[i.value] = first;
+  });
+}
+
+// The word of weights at p. What stands behind the last weight meets a row of zeros.
+UNDIVIDED_INLINE float weight_at(const float* p) { return *p; }
+UNDIVIDED_INLINE Pair weight_at(const bfloat16* p) {
+  Pair word;
+  std::memcpy(&word, p, sizeof word);
+  return word;
+}
+
+// acc[r] += sum over c of p[r][c] v_c, for kRows rows and kPanel columns. Few rows sum up in several sets, so that
+// multiplications need not wait for one another.
+template <class T, class Word, int kRows, bool kWhole>
+__attribute__((noinline)) void add_panel(const typename Weights<Word>::Element* p, int64_t p_row, const Values<T>& on,
+                                         float* acc, int64_t acc_row, Ahead ahead) {
+  constexpr int kSets = kRows * kVectors >= 8 ? 1 : 8 / (kRows * kVectors), kPer = kPerWord<Word>;
+  Vec sum[kSets][kRows][kVectors] = {};
+  auto step = [&](int c, int rows, Vec(&into)[kRows][kVectors]) UNDIVIDED_INLINE_LAMBDA {
+    Vec right[kVectors];
+    ahead.bring(rows);
+    panel_at<T, Word, kWhole>(on.v + c * on.stride, on.stride, rows, on.columns, right);
+    unrolled<kRows>([&](auto r) UNDIVIDED_INLINE_LAMBDA {
+      const Word left = weight_at(p + r.value * p_row + c);
+      unrolled<kVectors>([&](auto x) UNDIVIDED_INLINE_LAMBDA {
+        into[r.value][x.value] = multiply_add(left, right[x.value], into[r.value][x.value]);
+      });
+    });
+  };
+  int c = 0;
+  for (; c + kSets * kPer <= on.count; c += kSets * kPer) {
+    unrolled<kSets>([&](auto set) UNDIVIDED_INLINE_LAMBDA { step(c + set.value * kPer, kPer, sum[set.value]); });
+  }
+  for (; c < on.count; c += kPer) step(c, on.count - c < kPer ? 1 : kPer, sum[0]);
+  unrolled<kRows>([&](auto r) UNDIVIDED_INLINE_LAMBDA {
+    unrolled<kVectors>([&](auto x) UNDIVIDED_INLINE_LAMBDA {
+      if (!kWhole && x.value / kPer * kStep<Word> >= on.columns) return;
+      float* out = acc + r.value * acc_row + x.value * kLanes;
+      Vec total = load(out) + sum[0][r.value][x.value];
+      for (int set = 1; set < kSets; ++set) total += sum[set][r.value][x.value];
+      store(out, total);
+    });
+  });
+}
+
+template <class T, class Word, int kRows>
+UNDIVIDED_INLINE void add_rows(const typename Weights<Word>::Element* p, int64_t p_row, const Values<T>& on, float* acc,
+                               int64_t acc_row, Ahead& ahead) {
+  for (int d = 0; d < on.columns; d += kPanel) {
+    const Values<T> panel{on.v + d, on.stride, on.count, on.columns - d};
+    if (panel.columns >= kPanel) {
+      add_panel<T, Word, kRows, true>(p, p_row, panel, acc + d, acc_row, ahead);
+    } else {
+      add_panel<T, Word, kRows, false>(p, p_row, panel, acc + d, acc_row, ahead);
+    }
+    ahead = Ahead();  // once is enough
+  }
+}
+
+// acc[r] += sum over c of p[r][c] v_c for `rows` rows; acc has rows of whole steps, in the order of panel_at.
+template <class T, class Word>
+void add_values(int rows, const typename Weights<Word>::Element* p, int64_t p_row, const Values<T>& on, float* acc,
+                int64_t acc_row, Ahead ahead) {
+  int r = 0;
+  for (; r + 4 <= rows; r += 4) add_rows<T, Word, 4>(p + r * p_row, p_row, on, acc + r * acc_row, acc_row, ahead);
+  for (; r + 2 <= rows; r += 2) add_rows<T, Word, 2>(p + r * p_row, p_row, on, acc + r * acc_row, acc_row, ahead);
+  if (r < rows) add_rows<T, Word, 1>(p + r * p_row, p_row, on, acc + r * acc_row, acc_row, ahead);
+}
+
+// A row of sums, `width` floats in whole steps, from the order of panel_at to that of the columns.
+template <class Word>
+UNDIVIDED_INLINE void plain_order(float* acc, int64_t width) {
+  if constexpr (kPerWord<Word> == 2) {
+    IntVec first{}, second{};
+    for (int x = 0; x < kLanes; ++x) {
+      first[x] = x / kQuad % 2 * kLanes + x / (2 * kQuad) * kQuad + x % kQuad;
+      second[x] = first[x] + kLanes / 2;
+    }
+    for (float* end = acc + width; acc < end; acc += kStep<Word>) {
+      const Vec lower = load(acc), upper = load(acc + kLanes);
+      store(acc, __builtin_shuffle(lower, upper, first));
+      store(acc + kLanes, __builtin_shuffle(lower, upper, second));
+    }
+  }
+}
+
+}  // namespace undivided::UNDIVIDED_VARIANT

@@ -1,0 +1,103 @@
+"""Attention over caches on a CPU: the launcher over `undivided._C`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from . import DTYPES
+from .attention_call import buckets_by_distance
+
+ABSENT = (0, 0, 0, 0, 0)
+
+
+def attention_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_lengths: Tensor,
+    *,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    block_table: Tensor | None = None,
+    scale: float,
+    window: tuple[int | None, int | None] = (None, None),
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    **bias: Any,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse): `undivided.attention_decode` on plain tensors, whose values are checked.
+
+    Args:
+        q, k_cache, v_cache, cache_lengths, k, v, block_table: those of the op; last stride 1; float32, bfloat16 or
+            float16; int32.
+        bias: relative_table, max_distance, bidirectional, alibi_slopes.
+
+    Returns:
+        out (batch, seqlen_q, nheads, head_dim_v), lse float32 (batch, nheads, seqlen_q), contiguous.
+    """
+    batch, seqlen_q, nheads, head_dim = q.shape
+    _, size, nheads_kv, head_dim_v = v_cache.shape
+    dtype = q.dtype
+    out = torch.empty(batch, seqlen_q, nheads, head_dim_v, dtype=dtype)
+    lse = torch.empty(batch, nheads, seqlen_q, dtype=torch.float32)
+    blocks, longest = (0, 0), size
+    if block_table is not None:
+        blocks, longest = (block_table.data_ptr(), block_table.stride(0)), size * block_table.shape[1]
+    sinks = None if sinks is None else sinks.float()  # a name for the copy: the kernel has its address only
+    left, right = window
+    distance, _keep = _by_distance(**bias)
+    _C.attention_decode(
+        q.data_ptr(),
+        *q.stride(),
+        k_cache.data_ptr(),
+        *k_cache.stride(),
+        v_cache.data_ptr(),
+        *v_cache.stride(),
+        *(ABSENT if k is None else (k.data_ptr(), *k.stride())),
+        *(ABSENT if v is None else (v.data_ptr(), *v.stride())),
+        out.data_ptr(),
+        lse.data_ptr(),
+        cache_lengths.data_ptr(),
+        DTYPES[dtype],
+        batch,
+        seqlen_q,
+        0 if k is None else k.shape[1],
+        longest,
+        nheads,
+        nheads_kv,
+        head_dim,
+        head_dim_v,
+        *blocks,
+        size,
+        scale,
+        -1 if left is None else left,
+        -1 if right is None else right,
+        0.0 if softcap is None else softcap,
+        0 if sinks is None else sinks.data_ptr(),
+        *distance,
+        torch.get_num_threads(),
+    )
+    return out, lse
+
+
+def _by_distance(
+    relative_table: Tensor | None = None,
+    max_distance: int = 128,
+    bidirectional: bool = True,
+    alibi_slopes: Tensor | None = None,
+) -> tuple[tuple[int, ...], tuple[Tensor, ...]]:
+    """What the extension takes for the two biases (table and its strides, buckets, span; slopes and their strides), and
+    the tensors whose addresses are among it."""
+    if relative_table is not None:
+        span = max(max_distance, relative_table.shape[0])
+        buckets = buckets_by_distance(span, relative_table.shape[0], max_distance, bidirectional)
+        table = relative_table.float()
+        return (table.data_ptr(), *table.stride(), buckets.data_ptr(), span, 0, 0, 0), (table, buckets)
+    if alibi_slopes is not None:
+        of_batch = alibi_slopes.stride(0) if alibi_slopes.dim() == 2 else 0
+        return (0, 0, 0, 0, 0, alibi_slopes.data_ptr(), of_batch, alibi_slopes.stride(-1)), ()
+    return (0,) * 8, ()

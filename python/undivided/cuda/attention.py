@@ -1,0 +1,117 @@
+"""Attention on a Hopper GPU: the launcher of csrc/cuda/attention_forward.cu."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from ..reference.bias import relative_buckets
+
+DTYPES = {torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/cuda/attention.h
+LOG2E = 1.4426950408889634
+# What the copy engine asks of addresses and strides, in bytes, and what no stride may reach.
+ALIGNMENT = 16
+FARTHEST = 2**40
+
+
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False, window: Any = (None, None),
+    query_offset: Any = None, key_lengths: Tensor | None = None, query_lengths: Tensor | None = None,
+    relative_table: Tensor | None = None, max_distance: int = 128, bidirectional: bool = True,
+    alibi_slopes: Tensor | None = None, softcap: float | None = None, sinks: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None, max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(out, lse): `undivided.attention` on plain tensors, as far as the rules of this backend let a call through.
+
+    Args:
+        q, k, v: (batch, seqlen, nheads, head_dim), or (total, nheads, head_dim) with cu_seqlens; head_dim 64 or 128,
+            last stride 1, bfloat16 or float16. What the copy engine cannot address is copied first.
+        The rest as in `undivided.attention`, causal folded into the window or not.
+
+    Returns:
+        out: like q, contiguous. lse: float32 (batch, nheads, seqlen_q), packed (nheads, total).
+    """
+    packed = cu_seqlens_q is not None and cu_seqlens_k is not None
+    seqlen_q = int(max_seqlen_q or 0) if packed else q.shape[1]
+    seqlen_k = int(max_seqlen_k or 0) if packed else k.shape[1]
+    batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
+    left, right = window
+    if causal:
+        right = 0 if right is None else min(right, 0)
+    shape = (q.shape[1], q.shape[0]) if packed else (q.shape[0], q.shape[2], q.shape[1])
+    if packed or not k.numel():  # rows that belong to no sequence, or that have nothing to see
+        out, lse = q.new_zeros(q.shape), q.new_full(shape, -math.inf, dtype=torch.float32)
+    else:
+        out, lse = q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
+    if not q.numel() or not k.numel() or not batch or not seqlen_q:
+        return out, lse
+    q, k, v = addressable(q), addressable(k), addressable(v)
+    shifts = query_offset if isinstance(query_offset, Tensor) else None
+    own_shift = isinstance(query_offset, int)
+    values = None
+    if relative_table is not None:
+        span = max(max_distance, relative_table.shape[0])
+        buckets = buckets_by_distance(q.device, span, relative_table.shape[0], max_distance, bidirectional)
+        values = (relative_table.detach().float()[buckets].T * LOG2E).contiguous()  # (nheads, 2 * span + 1)
+    slopes = None if alibi_slopes is None else alibi_slopes.float() * LOG2E
+    sinks = None if sinks is None else sinks.detach().float().contiguous()
+    counter = q.new_empty(1, dtype=torch.int32)
+    _C.cuda_attention_forward(
+        *rows(q), *rows(k), *rows(v), *rows(out), lse.data_ptr(), 0 if packed else lse.stride(0), lse.stride(-2),
+        DTYPES[q.dtype], batch, q.shape[-2], k.shape[-2], q.shape[-1], seqlen_q, seqlen_k, q.shape[-3], k.shape[-3],
+        address(key_lengths), address(query_lengths), address(cu_seqlens_q), address(cu_seqlens_k), address(shifts),
+        own_shift, query_offset if own_shift else seqlen_k - seqlen_q, -1 if left is None else left,
+        -1 if right is None else right, address(values), 0 if values is None else values.shape[1] // 2,
+        address(slopes), 0 if slopes is None or slopes.dim() == 1 else slopes.stride(0),
+        0 if slopes is None else slopes.stride(-1), address(sinks), float(scale), float(softcap or 0.0),
+        address(counter), q.device.index or 0, stream_of(q.device),
+    )  # fmt: skip
+    return out, lse
+
+
+def attention_backward(*tensors: Tensor, **words: Any) -> Any:
+    """There is none yet: the rules of this backend refuse every call that needs a gradient."""
+    raise NotImplementedError("the CUDA C++ attention has no backward yet; use backend='triton' for gradients")
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def rows(x: Tensor) -> tuple[int, int, int, int]:
+    """Address and strides (batch, sequence, head); 0 for a dimension along which all is the same."""
+    size, stride = (1, *x.shape) if x.dim() == 3 else x.shape, (0, *x.stride()) if x.dim() == 3 else x.stride()
+    b, s, h = (0 if size[dim] == 1 else stride[dim] for dim in (0, 1, 2))
+    return x.data_ptr(), b, s, h
+
+
+def addressable(x: Tensor) -> Tensor:
+    """`x`, or a contiguous copy where the copy engine cannot address it: positions on top of one another, or starts
+    that are no multiples of 16 bytes."""
+    _, *strides = rows(x)
+    seqlen = x.shape[-3]
+    ok = x.data_ptr() % ALIGNMENT == 0 and (strides[1] != 0 or seqlen == 1)
+    steps = [stride * x.element_size() for stride in strides]
+    ok = ok and all(0 <= step < FARTHEST and step % ALIGNMENT == 0 for step in steps)
+    return x if ok else x.clone(memory_format=torch.contiguous_format)
+
+
+@lru_cache(maxsize=64)
+def buckets_by_distance(
+    device: torch.device, span: int, num_buckets: int, max_distance: int, bidirectional: bool
+) -> Tensor:
+    """The table's row, int64 (2 * span + 1,), for the distances from -span to span. Only the first call copies to the
+    GPU: a CUDA graph that has a relative bias must be captured after a call outside of it."""
+    distances = torch.arange(-span, span + 1)
+    return relative_buckets(distances, num_buckets, max_distance, bidirectional).to(device)
+
+
+def stream_of(device: torch.device) -> int:
+    """The handle of torch's current stream on the device."""
+    return torch.cuda.current_stream(device).cuda_stream

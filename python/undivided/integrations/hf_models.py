@@ -1,0 +1,79 @@
+"""Which versions and models of Hugging Face transformers can run on our attention function, and how masks reach it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from functools import cache
+
+NAME = "undivided"
+OLDEST, NEWEST = (5, 15), (5, 23)
+
+# model_type of the config that asks for a mask. These models hand a mask on to the attention function untouched, so
+# that it may be a KeyMask. Every other model gets the float mask that eager attention gets, which is right even
+# where a decoder does not say that it is causal, and where a mask is sliced, joined with another or added to scores.
+HAND_ON = frozenset(
+    (
+        "bart",
+        "bert",
+        "blenderbot",
+        "blenderbot-small",
+        "gemma2",
+        "gpt_oss",
+        "llama",
+        "m2m_100",
+        "marian",
+        "mbart",
+        "mistral",
+        "moonshine",
+        "mt5",
+        "pegasus",
+        "plbart",
+        "qwen2",
+        "qwen3",
+        "speech_to_text",
+        "switch_transformers",
+        "t5",
+        "t5_gemma_module",
+        "umt5",
+        "vit",
+        "whisper",
+    )
+)
+# These make a float mask (batch, 1, 1, seqlen_k) of their own from the padding: 0 is visible, the lowest number is not.
+OWN_PADDING_MASK = frozenset(("switch_transformers",))
+
+
+def check_version() -> None:
+    """Raises: ImportError where transformers is missing or of a version whose calls are not known."""
+    allowed = f"transformers {'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
+    cure = "pip install 'undivided[huggingface]'"
+    try:
+        from transformers import __version__
+    except ImportError as error:
+        raise ImportError(f"undivided.integrations.huggingface needs {allowed}; {cure}") from error
+    if not OLDEST <= tuple(int(part) for part in re.findall(r"\d+", __version__)[:2]) <= NEWEST:
+        raise ImportError(f"transformers {__version__} is installed, {allowed} is supported; {cure}")
+
+
+@cache
+def never_calls(module: str) -> bool:
+    """Whether the attention classes in a module of models leave transformers' attention interface aside."""
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):  # a model typed into a notebook
+        return False
+    has_attention = re.search(r"^class \w*Attention\w*\(nn\.Module\)", source, re.MULTILINE)
+    return has_attention is not None and "ALL_ATTENTION_FUNCTIONS" not in source
+
+
+def refusal(model_class: type) -> str | None:
+    """Why a class of models cannot run on our attention, None where it can."""
+    if not never_calls(model_class.__module__):
+        return None
+    return (
+        f"{model_class.__name__} computes its attention itself and never calls transformers' attention interface: "
+        f"attn_implementation={NAME!r} would change nothing. Leave it out; for one part of a larger model pass "
+        f"attn_implementation={{'encoder': {NAME!r}, 'decoder': 'eager'}} with the names of its sub-configs"
+    )

@@ -1,0 +1,53 @@
+"""Replaces methods of single modules, and undoes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+
+@dataclass
+class Patches:
+    """What was changed on a model, in the order in which it was."""
+
+    methods: list[tuple[nn.Module, str, Callable]] = field(default_factory=list)
+    attributes: list[tuple[Any, str, Any, Any]] = field(default_factory=list)  # (owner, name, value before, after)
+
+    def method(self, module: nn.Module, name: str, function: Callable) -> str | None:
+        """Binds `function` to the one module as its method `name`; a sentence where somebody else did that before.
+
+        A bound method, and no closure: a copy of the model then gets methods of its own, and `type(module)` still has
+        the original.
+        """
+        if name in vars(module):
+            return f"its {name} was replaced by somebody else"
+        setattr(module, name, MethodType(function, module))
+        self.methods.append((module, name, function))
+        return None
+
+    def attribute(self, owner: Any, name: str, value: Any) -> None:
+        self.attributes.append((owner, name, getattr(owner, name), value))
+        setattr(owner, name, value)
+
+    def undo(self) -> None:
+        """What was changed again since then stays as it is."""
+        for module, name, function in self.methods:
+            if getattr(vars(module).get(name), "__func__", None) is function:
+                delattr(module, name)
+        for owner, name, before, after in reversed(self.attributes):
+            if getattr(owner, name) == after:
+                setattr(owner, name, before)
+
+
+def untouched(module: nn.Module, lent: Callable | None = None) -> bool:
+    """Whether calling the module is nothing but its class's forward, or `lent`: no hook, nothing replaced.
+
+    What is fused does not call its modules, so their hooks would not run and an adapter's forward would be passed by.
+    """
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    own = vars(module).get("forward")
+    return not hooks and (own is None or getattr(own, "__func__", own) is lent)

@@ -1,0 +1,30 @@
+"""The backends of attention over caches, in the order in which `auto` asks them."""
+
+from __future__ import annotations
+
+from ..dispatch import Backend
+from ..rules import (
+    head_dims,
+    kernel_dtype,
+    needs_cpu_extension,
+    needs_gpu_or_interpreter,
+    needs_triton,
+    on_cpu,
+    tensor_cores,
+)
+
+TRITON = Backend(
+    name="triton",
+    module="undivided.ops.triton_attention_decode",
+    rules=(needs_triton, needs_gpu_or_interpreter, tensor_cores, kernel_dtype, head_dims),
+    auto=False,
+    note="it passes the interpreter and compiles, but has not run on a GPU yet",
+)
+CPU = Backend(
+    name="cpu",
+    module="undivided.cpu.attention_decode",
+    rules=(needs_cpu_extension, on_cpu, kernel_dtype, head_dims),
+)
+REFERENCE = Backend(name="reference", module="undivided.reference")
+
+ATTENTION_DECODE: tuple[Backend, ...] = (TRITON, CPU, REFERENCE)

@@ -1,0 +1,85 @@
+// The module `undivided_emulated`: the kernels of csrc/cuda and their bindings, on the emulated block of a CPU.
+#include "bindings/attention_cuda.cpp"
+#include "block.h"
+#include "cuda/attention_launch.cuh"
+
+#include <pybind11/stl.h>
+
+#include <tuple>
+
+namespace {
+
+const undivided::Binding* first_binding = nullptr;
+uint32_t seed = 0;
+int multiprocessors = 3;  // few, so that a block takes several tiles
+
+}  // namespace
+
+namespace undivided {
+
+Binding::Binding(Define define) : define(define), next(first_binding) { first_binding = this; }
+
+namespace cuda {
+
+TensorMap tensor_map(const Boxes& boxes) {
+  TensorMap map{static_cast<const unsigned char*>(boxes.data), {}, {}, {}};
+  for (int dim = 0; dim < 4; ++dim) {
+    map.size[dim] = static_cast<int64_t>(boxes.size[dim]);
+    map.stride[dim] = static_cast<int64_t>(boxes.stride[dim]);
+    map.box[dim] = boxes.box[dim];
+    if (map.size[dim] < 1 || (dim > 0 && map.stride[dim] % 16 != 0)) throw std::runtime_error("a map that is refused");
+  }
+  if (reinterpret_cast<uintptr_t>(boxes.data) % 16 != 0) throw std::runtime_error("a map at an odd address");
+  return map;
+}
+
+void attention_forward(const AttentionForward& job) {
+  with_kind(job, [&](auto kind) {
+    using K = decltype(kind);
+    static_assert(sizeof(Shared<K>) <= emulator::kSharedBytes);
+    const Schedule schedule = schedule_of(job);
+    const TensorMap q = tensor_map(boxes_of_q(job)), k = tensor_map(boxes_of_k(job)), v = tensor_map(boxes_of_v(job));
+    *job.counter = 0;
+    const int grid = std::min(multiprocessors, schedule.tiles);
+    for (int index = 0; index < grid; ++index) {
+      emulator::Block block(kThreads, seed == 0 ? 0 : seed + static_cast<uint32_t>(index));
+      block.block = index;
+      block.grid = grid;
+      emulator::block = &block;
+      products.assign(kThreads, {});
+      block.run([&] { attention_forward_kernel<K>(q, k, v, job, schedule); });
+      emulator::block = nullptr;
+    }
+  });
+}
+
+// (block, batch row, head) of every tile, in the order of the list.
+std::vector<std::tuple<int, int, int>> tiles(int batch, int nheads, int group, int seqlen_q, int64_t head_bytes,
+                                             bool last_first) {
+  const Schedule schedule = make_schedule(batch, nheads, group, seqlen_q, kTileM, head_bytes, last_first);
+  std::vector<std::tuple<int, int, int>> list;
+  for (int index = 0; index < schedule.tiles; ++index) {
+    const Tile tile = tile_of(schedule, index);
+    list.emplace_back(tile.block, tile.b, tile.h);
+  }
+  return list;
+}
+
+// The key tiles that the queries from m on visit, and those of them that need no mask: (begin, end, begin, end). A bound
+// below 0 is none.
+std::tuple<int, int, int, int> visited(int lenq, int lenk, int64_t shift, int64_t left, int64_t right, int m) {
+  const Sequence at{0, 0, lenq, lenk, shift};
+  const KeyTiles found = key_tiles<kTileM, kTileN>(at, Window{left >= 0, right >= 0, left, right}, m);
+  return {found.visited.begin, found.visited.end, found.whole.begin, found.whole.end};
+}
+
+}  // namespace cuda
+}  // namespace undivided
+
+PYBIND11_MODULE(undivided_emulated, module) {
+  module.def("set_seed", [](uint32_t value) { seed = value; }, "0: everything happens at once; else late, by this seed.");
+  module.def("set_multiprocessors", [](int value) { multiprocessors = value; });
+  module.def("tiles", &undivided::cuda::tiles);
+  module.def("visited", &undivided::cuda::visited);
+  for (const auto* each = first_binding; each != nullptr; each = each->next) each->define(module);
+}

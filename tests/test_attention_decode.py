@@ -1,0 +1,412 @@
+"""attention_decode: the case table on every backend, and what the table does not ask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import undivided
+from rows import DEVICE, random, run, same
+from undivided import ALiBi, RelativeBias, reference
+from undivided.dispatch import DecodeCall
+from undivided.ops.attention_decode_table import ATTENTION_DECODE
+from undivided.rules import EXTENSION_MISSING
+from undivided.testing import DECODE_CASES, check, compare, honest, make_decode_inputs, poison
+
+if EXTENSION_MISSING is None:
+    import undivided.cpu
+    from undivided import _C
+
+    VARIANTS = _C.variants()
+else:
+    VARIANTS = []
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+on_cpu = pytest.mark.skipif(not VARIANTS or DEVICE.type != "cpu", reason="needs the compiled extension and a CPU")
+every_case = pytest.mark.parametrize("case", DECODE_CASES, ids=lambda case: case.name)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def ints(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
+
+
+def failures(case, dtype, backend):
+    with poison():
+        verdicts = compare.attention_decode(case, dtype, backend, DEVICE.type)
+    return [verdict for verdict in verdicts if not verdict.ok]
+
+
+@pytest.fixture
+def variant(request):
+    before = _C.variant()
+    _C.set_variant(request.param)
+    yield request.param
+    _C.set_variant(before)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@on_cpu
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
+@every_dtype
+@every_case
+def test_every_case_in_every_variant(case, dtype, variant):
+    assert not failures(case, dtype, "cpu")
+
+
+@every_case
+def test_the_reference_row_by_row(case):
+    """The definition, with nothing in common but attention itself: each row alone, its tokens picked one by one."""
+    tensors, words = make_decode_inputs(case, torch.float64, DEVICE.type)
+    q, caches, before = (
+        tensors["q"],
+        [tensors["k_cache"], tensors["v_cache"]],
+        [tensors[n].clone() for n in ("k_cache", "v_cache")],
+    )
+    got, lse = reference.attention_decode(**tensors, **words, return_lse=True)
+    new, table = [words.pop("k", None), words.pop("v", None)], words.pop("block_table", None)
+    bias = words.pop("bias", None)
+    assert got.shape == (*q.shape[:3], caches[1].shape[-1]) and lse.shape == (q.shape[0], q.shape[2], q.shape[1])
+    for b, length in enumerate(case.lengths):
+        rows = []
+        for cache, tokens in zip(before, new, strict=True):
+            places = [(b, p) for p in range(length)]
+            if table is not None:
+                size = cache.shape[1]
+                places = [(int(table[b, p // size]), p % size) for p in range(length)]
+            row = [cache[place] for place in places] + ([] if tokens is None else list(tokens[b]))
+            rows.append(torch.stack(row)[None] if row else cache.new_zeros(1, 0, *cache.shape[2:]))
+        own = ALiBi(bias.slopes[b]) if isinstance(bias, ALiBi) and bias.slopes.dim() == 2 else bias
+        expected = reference.attention(q[b : b + 1], *rows, bias=own, return_lse=True, **words)
+        torch.testing.assert_close((got[b : b + 1], lse[b : b + 1]), expected, rtol=0, atol=1e-12)
+        for cache, row in zip(caches, rows, strict=True):
+            places = [(b, p) if table is None else (int(table[b, p // cache.shape[1]]), p % cache.shape[1])
+                      for p in range(row.shape[1])]  # fmt: skip
+            assert all(torch.equal(cache[place], token) for place, token in zip(places, row[0], strict=True))
+
+
+@pytest.mark.parametrize("name", ["paged", "everything", "cross"])
+@pytest.mark.parametrize("backend", [row.name for row in ATTENTION_DECODE])
+def test_other_backends(name, backend):
+    """Through the public op, where they are there; their own tests ask for more."""
+    case = next(case for case in DECODE_CASES if case.name == name)
+    tensors, words = make_decode_inputs(case, torch.float32, DEVICE.type)
+    run(undivided.attention_decode, *tensors.values(), backend=backend, **words)
+    assert not failures(case, torch.float32, backend)
+
+
+def drawn(lengths, longest, seqlen_q=1, nheads=2, nheads_kv=2, head_dim=16, dtype=torch.float32, new=0):
+    """(q, k_cache, v_cache, cache_lengths) and k, v."""
+    batch = len(lengths)
+    q = random(batch, seqlen_q, nheads, head_dim, seed=1, dtype=dtype)
+    caches = [random(batch, longest, nheads_kv, head_dim, seed=n, dtype=dtype) for n in (2, 3)]
+    k, v = (random(batch, new, nheads_kv, head_dim, seed=n, dtype=dtype) for n in (4, 5))
+    return [q, *caches, ints(*lengths)], dict(k=k, v=v) if new else {}
+
+
+def close_to_reference(tensors, words):
+    """A call without new tokens against the definition, by the error that plain torch makes."""
+    wide = [t.double() if t.is_floating_point() else t for t in tensors]
+    results = [
+        undivided.attention_decode(*tensors, return_lse=True, backend="cpu", **words),
+        reference.attention_decode(*wide, return_lse=True, **words),
+        honest.attention_decode(*tensors, **words),
+    ]
+    verdicts = [check(name, *values, 8.0) for name, *values in zip(("out", "lse"), *results, strict=True)]
+    assert all(verdict.ok for verdict in verdicts), verdicts
+
+
+@on_cpu
+@every_dtype
+@pytest.mark.parametrize(("nheads", "head_dim"), [(2, 16), (3, 33), (5, 64), (9, 100)])
+def test_all_lengths(nheads, head_dim, dtype):
+    """Every remainder of a vector of keys and of a block of them, and of a group of rows."""
+    lengths = [*range(0, 70), *range(125, 132), 191, 192, 193]
+    close_to_reference(drawn(lengths, 193, 1, nheads, 1, head_dim, dtype)[0], dict(causal=False))
+
+
+@on_cpu
+@every_dtype
+@pytest.mark.parametrize("seqlen_q", [2, 17])
+def test_all_windows(seqlen_q, dtype):
+    """Where the first and the last visible keys fall in a block of keys differs from query to query."""
+    tensors, _ = drawn([200, 65, 3], 200, seqlen_q, 4, 2, 16, dtype)
+    for left in (None, *range(0, 140, 23)):
+        close_to_reference(tensors, dict(window=(left, None)))
+
+
+@on_cpu
+@every_dtype
+def test_same_bits_on_any_number_of_threads(dtype, threads):
+    for lengths, nheads, seqlen_q in (([1500], 1, 1), ([700, 20, 0], 4, 3), ([300] * 20, 2, 1)):
+        tensors, new = drawn(lengths, 1600, seqlen_q, nheads, nheads, 64, dtype, new=2)
+        found = []
+        for number in (1, 2, 3, 2):
+            threads(number)
+            copies = [tensors[0], tensors[1].clone(), tensors[2].clone(), tensors[3]]
+            out = undivided.attention_decode(*copies, **new, return_lse=True, backend="cpu")
+            found.append([*out, copies[1], copies[2]])
+        assert all(same(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@every_dtype
+def test_token_by_token_equals_one_pass(dtype):
+    """The causal pass over a whole sequence, and its steps on caches that start empty."""
+    seqlen = 70
+    q, k, v = (random(2, seqlen, 4, 16, seed=n, dtype=dtype) for n in range(3))
+    caches = [torch.full((2, seqlen, 4, 16), torch.nan, dtype=dtype, device=DEVICE) for _ in range(2)]
+    lengths, outs = ints(0, 0), []
+    for i in range(seqlen):
+        now = slice(i, i + 1)
+        outs.append(undivided.attention_decode(q[:, now], *caches, lengths, k=k[:, now], v=v[:, now]))
+        lengths += 1
+    exact = reference.attention(q.double(), k.double(), v.double(), causal=True)
+    assert check("out", torch.cat(outs, 1), exact, honest.attention(q, k, v, causal=True)[0], 8.0).ok
+    assert torch.equal(caches[0], k) and torch.equal(caches[1], v)
+
+
+@every_dtype
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_nan_reaches_only_those_who_see_it(backend, dtype):
+    """In a key that the window leaves to the first query alone, and in the values of the last token."""
+    tensors, _ = drawn([100, 100], 120, 3, 4, 2, 16, dtype)
+    clean = undivided.attention_decode(*tensors, window=(40, None), backend=backend)
+    tensors[1][0, 100 - 3 - 40, 1, 5] = torch.nan  # position 57: query 0 stands at 97
+    tensors[2][1, 99, 0, 3] = torch.nan
+    tensors[2][:, :57] = tensors[1][:, 100:] = torch.inf
+    got = undivided.attention_decode(*tensors, window=(40, None), backend=backend)
+    touched = torch.zeros_like(got, dtype=torch.bool)
+    touched[0, 0, 2:] = True  # the query heads that read key head 1
+    touched[1, 2, :2, 3] = True
+    assert torch.equal(got.isnan(), touched)
+    torch.testing.assert_close(got[~touched], clean[~touched], rtol=0, atol=0)
+
+
+@on_cpu
+def test_scores_that_rise_from_part_to_part():
+    """The top of a block's first vector is not looked for again until weights exceed it by far; parts then differ."""
+    for slope in (0.001, 0.02, 0.5, -0.5):
+        tensors, _ = drawn([1000], 1000, 1, 1, 1, 8)
+        tensors[0].fill_(1.0)
+        tensors[1] += (torch.arange(1000) * slope)[None, :, None, None]
+        close_to_reference(tensors, {})
+
+
+@on_cpu
+@pytest.mark.parametrize("paged", [False, True])
+def test_offsets_past_two_to_the_31(paged):
+    """Tokens, or blocks, 2^30 floats apart: the memory between them is never touched."""
+    storage = torch.empty(4 * 2**30 + 64, dtype=torch.float32)
+    shape, strides = ((4, 1, 1, 16), (2**30, 16, 16, 1)) if paged else ((1, 4, 1, 16), (0, 2**30, 16, 1))
+    far = storage.as_strided(shape, strides)
+    far.copy_(random(*shape))
+    words = dict(block_table=ints(0, 1, 2, 3)[None]) if paged else {}
+    q, lengths = random(1, 1, 1, 16, seed=1), ints(3)
+    results = []
+    for cache in (far, far.clone(memory_format=torch.contiguous_format)):
+        new = dict(k=random(1, 1, 1, 16, seed=2), v=random(1, 1, 1, 16, seed=2))
+        results.append(undivided.attention_decode(q, cache, cache, lengths, **new, **words, backend="cpu"))
+    assert torch.equal(*results)
+
+
+def test_strides():
+    """Queries, keys and values of one projection, caches with heads first, lengths as int64."""
+    tensors, new = drawn([30, 7], 40, 2, 3, 3, 16, new=2)
+    expected = undivided.attention_decode(tensors[0], tensors[1].clone(), tensors[2].clone(), tensors[3], **new)
+    q, k, v = torch.stack([tensors[0], new["k"], new["v"]], 2).unbind(2)
+    caches = [cache.transpose(1, 2).contiguous().transpose(1, 2) for cache in tensors[1:3]]
+    assert torch.equal(undivided.attention_decode(q, *caches, tensors[3].long(), k=k, v=v), expected)
+    far = torch.randn(2, 2, 3, 32, device=DEVICE)[..., ::2].copy_(tensors[0])  # head_dim is not contiguous
+    assert torch.equal(undivided.attention_decode(far, *caches, tensors[3] + 2), expected)
+
+
+def test_rows_may_share_blocks():
+    """A common beginning of two rows stands in the same blocks."""
+    q, table = random(2, 1, 2, 16), torch.stack([ints(3, 0, 1), ints(3, 0, 2)])
+    blocks = [random(4, 8, 2, 16, seed=n) for n in (1, 2)]
+    got = undivided.attention_decode(q, *blocks, ints(20, 23), block_table=table)
+    rows = [cache[table.long()].flatten(1, 2) for cache in blocks]
+    torch.testing.assert_close(got, undivided.attention_decode(q, *rows, ints(20, 23)))
+
+
+def test_autocast_follows_the_caches():
+    tensors, new = drawn([5, 9], 20, new=1)
+    caches = [cache.bfloat16() for cache in tensors[1:3]]
+    low = [value.bfloat16() for value in (tensors[0], new["k"], new["v"])]
+    expected = undivided.attention_decode(low[0], *(c.clone() for c in caches), tensors[3], k=low[1], v=low[2])
+    with torch.autocast(DEVICE.type, torch.float16):
+        got = undivided.attention_decode(tensors[0], *caches, tensors[3], **new)
+    assert got.dtype == torch.bfloat16 and torch.equal(got, expected)
+
+
+def modules():
+    missing = {"cpu": not VARIANTS or DEVICE.type != "cpu", "reference": True}
+    return [row.module for row in ATTENTION_DECODE if not missing.get(row.name, False)]
+
+
+@on_cpu
+@pytest.mark.parametrize("appends", [True, False])
+def test_opcheck(appends):
+    case = next(case for case in DECODE_CASES if case.name == ("everything" if appends else "sinks"))
+    tensors, words = make_decode_inputs(case, torch.float32, DEVICE.type)
+    for cache in (tensors["k_cache"], tensors["v_cache"]):
+        cache.nan_to_num_()  # opcheck compares what an op may not write to, and NaN is never equal
+    bias = words.get("bias")
+    op = torch.ops.undivided.attention_decode_append if appends else torch.ops.undivided.attention_decode
+    given = [words.get(name) for name in ("k", "v", "block_table")] + [bias and bias.table, None, words["sinks"]]
+    torch.library.opcheck(
+        op, ("undivided.cpu.attention_decode", *tensors.values(), *given, 0.3, 100, 0, 64, False, 5.0)
+    )
+
+
+@pytest.mark.parametrize("name", ["everything", "cross", "alibi by row"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_fullgraph_gives_the_same_result(name, backend):
+    """Two steps in one graph: the second reads what the first has written."""
+    torch.compiler.reset()
+    case = next(case for case in DECODE_CASES if case.name == name)
+    tensors, words = make_decode_inputs(case, torch.float32, DEVICE.type)
+
+    def steps(q, k_cache, v_cache, cache_lengths):
+        first = undivided.attention_decode(q, k_cache, v_cache, cache_lengths, backend=backend, **words)
+        return first, undivided.attention_decode(first, k_cache, v_cache, cache_lengths + 1, backend=backend, **words)
+
+    results = []
+    for function in (steps, torch.compile(steps, fullgraph=True, backend="aot_eager")):
+        own = {name: value.clone() if case.seqlen_new else value for name, value in tensors.items()}
+        results.append([*function(**own), own["k_cache"], own["v_cache"]])
+    assert all(same(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_compiled_call_still_checks_the_values():
+    tensors, new = drawn([5, 9], 20, new=1)
+    compiled = torch.compile(lambda *t: undivided.attention_decode(*t, **new), fullgraph=True, backend="aot_eager")
+    compiled(*tensors)
+    if DEVICE.type == "cpu" and VARIANTS:
+        with pytest.raises(ValueError, match=r"cache_lengths\[1\] = 20; allowed: 0 to 19"):
+            compiled(*tensors[:3], ints(0, 20))
+
+
+def test_explain_and_the_first_choice():
+    call = DecodeCall("cpu", "bfloat16", 1, 1, 512, 8, 8, 64, 64)
+    text = undivided.explain(call)
+    assert text.endswith("auto takes: cpu" if VARIANTS else "auto takes: reference")
+    assert "has not run on a GPU yet" in text or "tensors are on 'cpu'" in text or "triton" in text
+
+
+def call(**changes):
+    """A paged call with new tokens, with changes by the name of an argument."""
+    values = dict(
+        q=random(2, 1, 4, 16),
+        k_cache=random(6, 8, 2, 16),
+        v_cache=random(6, 8, 2, 16),
+        cache_lengths=ints(3, 20),
+        k=random(2, 1, 2, 16),
+        v=random(2, 1, 2, 16),
+        block_table=torch.stack([ints(0, -1, -1), ints(1, 5, 2)]),
+    )
+    return undivided.attention_decode(**{**values, **changes})
+
+
+def contiguous(**changes):
+    return call(**{**dict(k_cache=random(2, 24, 2, 16), v_cache=random(2, 24, 2, 16), block_table=None), **changes})
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "error", "text"),
+    [
+        (call, dict(q=3), TypeError, "q must be a tensor, got int"),
+        (call, dict(q=random(2, 4, 16)), ValueError, r"q has 3 dimensions \(2, 4, 16\), expected 4: \(batch, seqlen_q"),
+        (call, dict(k_cache=random(6, 8, 32)), ValueError, r"k_cache has 3 dimensions .* expected 4: \(num_blocks"),
+        (contiguous, dict(v_cache=random(2, 24, 32)), ValueError, r"expected 4: \(batch, longest, nheads_kv"),
+        (call, dict(v_cache=random(6, 8, 2, 16).double()), TypeError, "v_cache has dtype torch.float64, q has"),
+        (call, dict(q=random(2, 1, 4, 16).int()), TypeError, "q has dtype torch.int32; allowed: float32"),
+        (contiguous, dict(k_cache=random(2, 16, 2, 24).mT), ValueError, "k_cache has stride 24 along head_dim"),
+        (call, dict(v_cache=random(6, 9, 2, 16)), ValueError, r"k_cache \(6, 8, 2, 16\) and v_cache \(6, 9, 2, 16\)"),
+        (call, dict(q=random(2, 1, 4, 8)), ValueError, "head_dim differs: q 8, k_cache 16"),
+        (call, dict(v_cache=random(6, 8, 2, 0)), ValueError, "head_dim 16 and head_dim_v 0 must be at least 1"),
+        (call, dict(q=random(2, 1, 3, 16)), ValueError, "nheads 3 is not a multiple of nheads_kv 2"),
+        (call, dict(block_table=None), ValueError, "batch differs: q 2, k_cache 6; blocks of keys need a block_table"),
+        (call, dict(block_table=random(2, 3)), TypeError, "block_table has dtype torch.float32; allowed: int32"),
+        (call, dict(block_table=ints(1, 2)), ValueError, r"block_table has shape \(2,\), expected \(batch, most"),
+        (call, dict(block_table=ints()[None].expand(2, 0)), ValueError, r"most_blocks\) = \(2, at least 1\)"),
+        (call, dict(k=None), ValueError, "k is None; k and v must be given together"),
+        (call, dict(v=None), ValueError, "v is None; k and v must be given together"),
+        (call, dict(k=random(2, 1, 32)), ValueError, r"k has 3 dimensions .*\(batch, seqlen_new, nheads_kv"),
+        (call, dict(k=random(2, 1, 4, 16)), ValueError, r"k has shape \(2, 1, 4, 16\), expected .* = \(2, 1, 2, 16\)"),
+        (call, dict(v=random(2, 2, 2, 16)), ValueError, r"v has shape \(2, 2, 2, 16\), expected .* = \(2, 1, 2, 16\)"),
+        (call, dict(v=random(2, 1, 2, 16).half()), TypeError, "v has dtype torch.float16, q has torch.float32"),
+        (contiguous, dict(v_cache=random(1, 24, 2, 16).expand(2, 24, 2, 16)), ValueError, "v_cache is expanded"),
+        (call, dict(cache_lengths=ints(3)), ValueError, r"cache_lengths has shape \(1,\), expected .* = \(2,\)"),
+        (call, dict(cache_lengths=random(2)), TypeError, "cache_lengths has dtype torch.float32; allowed: int32"),
+        (call, dict(window=(1, -1)), ValueError, "window right = -1 must be from 0"),
+        (call, dict(window=3), TypeError, "window = 3 must be"),
+        (call, dict(causal=1), TypeError, "causal = 1 must be True or False"),
+        (call, dict(return_lse=None), TypeError, "return_lse = None must be True or False"),
+        (call, dict(bias=random(2, 4, 1, 24)), TypeError, "bias is a Tensor; allowed: RelativeBias, ALiBi or None"),
+        (call, dict(bias=RelativeBias(random(32, 3))), ValueError, r"bias.table has shape \(32, 3\)"),
+        (call, dict(bias=ALiBi(random(5))), ValueError, r"bias.slopes has shape \(5,\)"),
+        (call, dict(scale="1"), TypeError, "scale = '1' must be a number"),
+        (call, dict(softcap=0.0), ValueError, "softcap = 0.0 must be above 0"),
+        (call, dict(sinks=random(2)), ValueError, r"sinks has shape \(2,\), expected \(nheads,\) = \(4,\)"),
+        (call, dict(backend="fast"), ValueError, "backend='fast' is unknown"),
+        (call, dict(backend="sdpa"), undivided.BackendRefused, "it has no kernel for this op; there are: triton, cpu"),
+    ],
+)  # fmt: skip
+def test_bad_input(make, changes, error, text):
+    with pytest.raises(error, match=text):
+        make(**changes)
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="values are looked at on a CPU only")
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("make", "changes", "text"),
+    [
+        (contiguous, dict(cache_lengths=ints(3, -1)), r"\[1\] = -1; allowed: 0 to 23: a row holds 24 tokens, 1 are"),
+        (contiguous, dict(cache_lengths=ints(24, 3)), r"cache_lengths\[0\] = 24; allowed: 0 to 23"),
+        (contiguous, dict(cache_lengths=ints(25, 3), k=None, v=None), r"cache_lengths\[0\] = 25; allowed: 0 to 24"),
+        (call, dict(cache_lengths=ints(3, 24)), r"cache_lengths\[1\] = 24; allowed: 0 to 23"),
+        (call, dict(cache_lengths=ints(8, 20)), r"block_table\[0, 1\] = -1; allowed: 0 to 5"),
+        (call, dict(block_table=torch.stack([ints(0, 0, 0), ints(1, 6, 2)])), r"table\[1, 1\] = 6; allowed: 0 to 5"),
+    ],
+)  # fmt: skip
+def test_bad_values(make, changes, text, backend):
+    """Before anything is written."""
+    caches = [random(*((2, 24) if make is contiguous else (6, 8)), 2, 16, seed=n) for n in (7, 8)]
+    before = [cache.clone() for cache in caches]
+    with pytest.raises(ValueError, match=text):
+        make(k_cache=caches[0], v_cache=caches[1], backend=backend, **changes)
+    assert torch.equal(caches[0], before[0]) and torch.equal(caches[1], before[1])
+
+
+def test_gradients_are_refused_with_the_cure():
+    table = random(32, 4).requires_grad_()
+    for changes in (dict(q=random(2, 1, 4, 16).requires_grad_()), dict(bias=RelativeBias(table))):
+        with pytest.raises(NotImplementedError, match="requires one; use undivided.attention for training"):
+            call(**changes)
+        with torch.no_grad():
+            assert call(**changes).shape == (2, 1, 4, 16)
+
+
+@on_cpu
+def test_transforms_are_refused():
+    tensors, _ = drawn([5, 9], 20)
+    step = lambda q: undivided.attention_decode(q, *tensors[1:])  # noqa: E731
+    with pytest.raises(NotImplementedError, match="attention_decode: the kernels do not take part in torch.func"):
+        torch.func.vmap(step)(tensors[0][None])
+    with pytest.raises(NotImplementedError, match="attention_decode: the kernels have no forward-mode derivatives"):
+        with torch.autograd.forward_ad.dual_level():
+            step(torch.autograd.forward_ad.make_dual(tensors[0], tensors[0]))
+
+
+def test_no_queries_only_append():
+    tensors, new = drawn([5, 9], 20, 0, new=2)
+    assert undivided.attention_decode(*tensors, **new).shape == (2, 0, 2, 16)
+    assert torch.equal(tensors[1][1, 9:11], new["k"][1]) and torch.equal(tensors[2][0, 5:7], new["v"][0])
