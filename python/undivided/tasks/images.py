@@ -34,7 +34,6 @@ MODELS = {
         "encoder_layers": 2,
         "nheads": 4,
         "d_ff": 128,
-        "dropout": 0.1,
         "positions": "sinusoidal",
     },
     "rnn": {"d_model": 128, "layers": 2, "pooling": "last"},
@@ -157,7 +156,7 @@ TASK = Task(
     recipes={
         "quick": {
             "batch_size": 32,
-            "lr": 1e-3,
+            "lr": 3e-3,
             "minutes": 2.0,
             "weight_decay": 0.05,
             "ema": 0.995,
