@@ -3,7 +3,8 @@
 One sample of each function, then the next round, so that a slow moment of the machine hits everybody; each round
 starts with another function, so that nobody always runs behind the same neighbour. On a GPU the L2 cache is overwritten
 before a sample and the time is that between two events, without the launch of the first kernel; on a CPU it is
-that of a monotonic clock, with inputs as warm as the last call left them.
+that of a monotonic clock, after a call of the same function that is not counted: the caches then hold what its own last
+call left there, and not what its neighbour did, which made the second of two equal providers look a third faster.
 """
 
 from __future__ import annotations
@@ -23,13 +24,19 @@ ROUNDS = (7, 200)  # at least, at most
 FEWEST_ROUNDS = 3  # where a single round takes longer than all should
 SHORTEST_SAMPLE = 1e-4  # seconds: shorter calls are repeated, or the clock and the loop would count
 MOST_CALLS = 500
+WARMED = 0.05  # seconds: a longer call on a CPU is not repeated to warm the caches, which it fills many times over
 FLUSH_BYTES = 256 * 2**20  # over the L2 cache of every GPU
 
 
 def interleaved(functions: Functions, device: str, seconds: float, rounds: tuple[int, int] = ROUNDS) -> dict[str, list]:
     """Seconds per call, one for each sample: rounds[0] samples at least (FEWEST_ROUNDS where a round takes longer than
     `seconds`) and rounds[1] at most, ending after about `seconds` in all."""
-    calls = {name: _warm(function, device) for name, function in functions.items()}
+    calls, short = {}, set()
+    for name, function in functions.items():
+        once = _warm(function, device)
+        calls[name] = min(MOST_CALLS, max(1, math.ceil(SHORTEST_SAMPLE / max(once, 1e-7))))
+        if once < WARMED:
+            short.add(name)
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device == "cuda" else None
     times: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
@@ -46,7 +53,7 @@ def interleaved(functions: Functions, device: str, seconds: float, rounds: tuple
             if count >= least and taken > seconds:
                 break
             for name in names[count % len(names) :] + names[: count % len(names)]:
-                times[name].append(_sample(functions[name], calls[name], flush))
+                times[name].append(_sample(functions[name], calls[name], flush, name in short))
     finally:
         if enabled:
             gc.enable()
@@ -57,15 +64,16 @@ def medians(functions: Functions, device: str, seconds: float) -> dict[str, floa
     return {name: statistics.median(taken) for name, taken in interleaved(functions, device, seconds).items()}
 
 
-def _warm(function: Callable[[], Any], device: str) -> int:
-    """Calls it twice, and says how many calls make a sample that is long enough for the clock."""
+def _warm(function: Callable[[], Any], device: str) -> float:
+    """Calls it twice, and says how long the second call took."""
     function()
-    once = _sample(function, 1, None if device == "cpu" else torch.empty(1, device=device))
-    return min(MOST_CALLS, max(1, math.ceil(SHORTEST_SAMPLE / max(once, 1e-7))))
+    return _sample(function, 1, None if device == "cpu" else torch.empty(1, device=device))
 
 
-def _sample(function: Callable[[], Any], calls: int, flush: torch.Tensor | None) -> float:
+def _sample(function: Callable[[], Any], calls: int, flush: torch.Tensor | None, warm: bool = False) -> float:
     if flush is None:
+        if warm:
+            function()
         start = time.perf_counter()
         for _ in range(calls):
             function()

@@ -9,12 +9,11 @@
 
 namespace undivided::UNDIVIDED_VARIANT {
 
-constexpr int kCacheKeys = 64;  // keys at a time: with their values they stay in the first-level cache
+constexpr int kMostKeys = 256;  // keys of a block: rows of them are worked on at a time
 constexpr int kMostRows = 16;   // rows at a time
 
-// How the work of a call is cut: by shapes alone, since results must not depend on the number of threads. Keys come
-// first, as memory is read fastest in its own order, which is all heads of a key and then the next key.
-constexpr int64_t kTasks = 16;       // are enough
+// How the work of a call is cut: by shapes alone, since results must not depend on the number of threads.
+constexpr int64_t kTasks = 32;       // are enough
 constexpr int64_t kLeastKeys = 256;  // of a part
 
 template <class Word>
@@ -23,24 +22,28 @@ struct DecodePlan {
   int64_t width, bytes;   // of a row of sums, in floats; of all sums of a key head and part
   int64_t parts;          // at most, of the keys of a row
   int64_t heads, groups;  // key heads of a task; tasks for all heads
-  // No cache holds the keys and values: bringing them a block ahead takes half the time then (20 against 11 GB/s on
-  // one thread of Zen 4), and otherwise a tenth more.
+  int64_t keys;           // of a block
+  // Where no cache holds the keys and values they are brought a block ahead, and memory is read in its own order: all
+  // heads of a key, then the next key. A block is small, so that all of its heads find room in the second-level cache.
+  // One thread of Zen 4 reads 20 GB/s so, 11 without bringing them, 12 in large blocks. From the caches it is the other
+  // way about: 54 GB/s, 48 when brought ahead, 58 in large blocks.
   bool from_memory;
 
   explicit DecodePlan(const AttentionCall& call)
       : group(call.nheads / call.nheads_kv), rows(group * call.seqlen_q), width(round_up(call.head_dim_v, kStep<Word>)),
         bytes(Sums::bytes(rows, width)) {
-    const int64_t batch = larger(call.batch, 1);
-    parts = larger(smaller(quotient(kTasks, batch), quotient(call.seqlen_k, kLeastKeys)), 1);
-    heads = larger(call.nheads_kv * batch * parts / kTasks, 1);
+    const int64_t batch = larger(call.batch, 1), most_parts = larger(call.seqlen_k / kLeastKeys, 1);
+    const int64_t of_a_key = call.nheads_kv * (call.head_dim + call.head_dim_v) * size_of(call.dtype);
+    from_memory = batch * call.seqlen_k * of_a_key > streaming_bytes();
+    keys = from_memory ? kMostKeys / 4 : kMostKeys;
+    heads = from_memory ? larger(call.nheads_kv * batch * most_parts / kTasks, 1) : 1;
     heads = smaller(heads, call.nheads_kv);
     groups = quotient(call.nheads_kv, heads);
-    const int64_t of_a_key = call.nheads_kv * (call.head_dim + call.head_dim_v) * size_of(call.dtype);
-    from_memory = batch * call.seqlen_k * of_a_key >= streaming_bytes();
+    parts = smaller(quotient(kTasks, batch * groups), most_parts);
   }
 
   int64_t keys_of_a_part(Range keys) const {
-    return round_up(larger(quotient(larger(keys.high - keys.low, 0), parts), kLeastKeys), kCacheKeys);
+    return round_up(larger(quotient(larger(keys.high - keys.low, 0), parts), kLeastKeys), kMostKeys / 4);
   }
 };
 
@@ -59,19 +62,19 @@ class DecodeTask {
   void arrange(Arena& arena) {
     arena.take(q_, heads_ * plan_.rows * q_row_);
     arena.take(s_, kMostRows * kScoreRow);
-    arena.take(p_, kMostRows * kCacheKeys / kPerWord<Word>);
-    arena.take(distance_, 1 + kCacheKeys + kLanes);
+    arena.take(p_, kMostRows * kMostKeys / kPerWord<Word>);
+    arena.take(distance_, 1 + kMostKeys + kLanes);
   }
 
   void run() {
     for (int64_t i = 0; i < heads_; ++i) start(head(i));
-    for (int64_t n = keys_.low; n < keys_.high; n += kCacheKeys) {
-      for (int64_t i = 0; i < heads_; ++i) visit(head(i), n, smaller(n + kCacheKeys, keys_.high));
+    for (int64_t n = keys_.low; n < keys_.high; n += plan_.keys) {
+      for (int64_t i = 0; i < heads_; ++i) visit(head(i), n, smaller(n + plan_.keys, keys_.high));
     }
   }
 
  private:
-  static constexpr int64_t kScoreRow = kCacheKeys + kLanes;  // whole vectors are written, from anywhere on
+  static constexpr int64_t kScoreRow = kMostKeys + kLanes;  // whole vectors are written, from anywhere on
 
   struct Head {
     int64_t kv;
@@ -126,7 +129,7 @@ class DecodeTask {
     }
   }
 
-  // The keys [n, end), at most kCacheKeys, with rows that see them all.
+  // The keys [n, end), at most kMostKeys, with rows that see them all.
   void step(const Head& head, int64_t row, int64_t rows, int64_t n, int64_t end) {
     for (int64_t r = row; r < row + rows; r += kMostRows) {
       const int count = static_cast<int>(smaller(kMostRows, row + rows - r));
@@ -157,7 +160,7 @@ class DecodeTask {
       fill_distances(tile);
     }
     if (!tile.plain || !tile.whole) finish_row(tile, 0, Columns{0, keys, 0, whole});
-    Word* p = p_ + r * kCacheKeys / kPerWord<Word>;
+    Word* p = p_ + r * kMostKeys / kPerWord<Word>;
     const Sums& sums = head.sums;
     const float shrink = softmax_row(tile, 0, Span{0, whole, 0, 0}, p, sums.top + row, sums.total + row * kLanes);
     if (shrink == 1.0F) return;
@@ -171,7 +174,7 @@ class DecodeTask {
     for (int64_t at = n; at < end;) {
       const Stretch<const T> on = stretch_of<const T>(job_, sequence_.b, head.kv, at, end);
       const Values<T> values{on.v, call_.v.s, static_cast<int>(on.count), static_cast<int>(call_.head_dim_v)};
-      add_values<T, Word>(rows, p + (at - n), kCacheKeys, values, acc, plan_.width,
+      add_values<T, Word>(rows, p + (at - n), kMostKeys, values, acc, plan_.width,
                           Ahead(ahead(head, at).v, call_.v.s, call_.head_dim_v));
       at += on.count;
     }
@@ -179,7 +182,7 @@ class DecodeTask {
 
   // What the same head reads in the next block of keys, where it must be brought from memory.
   Stretch<const T> ahead(const Head& head, int64_t at) const {
-    at += kCacheKeys;
+    at += plan_.keys;
     if (!plan_.from_memory || at >= keys_.high) return {nullptr, nullptr, 0};
     return stretch_of<const T>(job_, sequence_.b, head.kv, at, keys_.high);
   }
@@ -197,6 +200,17 @@ class DecodeTask {
   float *s_, *distance_;
 };
 
+// A call with fewer products than this for each thread (some 2 microseconds) is over before another has woken up.
+constexpr int64_t kProductsPerThread = 128 << 10;
+
+inline int useful_threads(const AttentionDecode& job) {
+  const AttentionCall& call = job.attention.call;
+  int64_t keys = 0;
+  for (int64_t b = 0; b < call.batch; ++b) keys += sequence_of(job, b).lenk;
+  const int64_t products = keys * call.seqlen_q * call.nheads * (call.head_dim + call.head_dim_v);
+  return static_cast<int>(larger(1, smaller(call.threads, products / kProductsPerThread)));
+}
+
 template <class T, class Word>
 void decode_typed(const AttentionDecode& job) {
   const AttentionCall& call = job.attention.call;
@@ -211,7 +225,7 @@ void decode_typed(const AttentionDecode& job) {
     done = reinterpret_cast<int32_t*>(shared + bytes);
     std::memset(done, 0, teams * sizeof(int32_t));
   }
-  parallel_for(teams * plan.parts, call.threads, [&](int64_t task) {
+  parallel_for(teams * plan.parts, useful_threads(job), [&](int64_t task) {
     const int64_t team = task / plan.parts, part = task % plan.parts, b = team / plan.groups;
     const int64_t first = team % plan.groups * plan.heads, end = smaller(first + plan.heads, call.nheads_kv);
     const Sequence sequence = sequence_of(job, b);

@@ -12,6 +12,7 @@ from . import DTYPES
 from .attention_call import buckets_by_distance
 
 ABSENT = (0, 0, 0, 0, 0)
+NO_BIAS: tuple[tuple[int, ...], tuple[Tensor, ...]] = ((0,) * 8, ())
 
 
 def attention_decode(
@@ -49,7 +50,7 @@ def attention_decode(
         blocks, longest = (block_table.data_ptr(), block_table.stride(0)), size * block_table.shape[1]
     sinks = None if sinks is None else sinks.float()  # a name for the copy: the kernel has its address only
     left, right = window
-    distance, _keep = _by_distance(**bias)
+    distance, _keep = _by_distance(**bias) if bias else NO_BIAS
     _C.attention_decode(
         q.data_ptr(),
         *q.stride(),
@@ -100,4 +101,4 @@ def _by_distance(
     if alibi_slopes is not None:
         of_batch = alibi_slopes.stride(0) if alibi_slopes.dim() == 2 else 0
         return (0, 0, 0, 0, 0, alibi_slopes.data_ptr(), of_batch, alibi_slopes.stride(-1)), ()
-    return (0,) * 8, ()
+    return NO_BIAS

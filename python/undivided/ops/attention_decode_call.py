@@ -28,6 +28,11 @@ def run(module: str, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor
     t, n = tensors, numbers
     if t.q.is_cpu:
         check_values(tensors)
+    words: dict[str, Any] = {}
+    if t.relative_table is not None:
+        words.update(relative_table=t.relative_table, max_distance=n.max_distance, bidirectional=n.bidirectional)
+    if t.alibi_slopes is not None:
+        words["alibi_slopes"] = t.alibi_slopes
     return load(module).attention_decode(
         t.q,
         t.k_cache,
@@ -38,12 +43,9 @@ def run(module: str, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor
         block_table=t.block_table,
         scale=n.scale,
         window=(n.left, n.right),
-        relative_table=t.relative_table,
-        max_distance=n.max_distance,
-        bidirectional=n.bidirectional,
-        alibi_slopes=t.alibi_slopes,
         softcap=n.softcap,
         sinks=t.sinks,
+        **words,
     )
 
 

@@ -6,25 +6,32 @@ import torch
 from torch import Tensor
 
 from .attention_decode_plain import Tensors
-from .checks import has_shape, is_float, is_integer, same_device, same_dtype
+from .checks import has_shape, is_float, is_integer, is_tensor, same_device, same_dtype
 
 QUERIES = "(batch, seqlen_q, nheads, head_dim)"
 CACHE = "(batch, longest, nheads_kv, head_dim)"
 BLOCKS = "(num_blocks, block_size, nheads_kv, head_dim)"
 
 
+def four_dimensions(name: str, value: Tensor, words: str) -> None:
+    if value.dim() != 4:
+        raise ValueError(f"{name} has {value.dim()} dimensions {tuple(value.shape)}, expected 4: {words}")
+
+
 def check_caches(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor | None) -> int:
     """How many tokens a row of the caches can hold, after checking their shapes, dtypes and devices."""
-    for name, value in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
-        is_float(name, value)
-        if value.dim() != 4:
-            words = QUERIES if name == "q" else CACHE if block_table is None else BLOCKS
-            raise ValueError(f"{name} has {value.dim()} dimensions {tuple(value.shape)}, expected 4: {words}")
-        if name != "q":
+    is_float("q", q)
+    four_dimensions("q", q, QUERIES)
+    dtype, device = q.dtype, q.device
+    for name, value in (("k_cache", k_cache), ("v_cache", v_cache)):
+        is_tensor(name, value)
+        if value.dtype != dtype:
             same_dtype("q", q, name, value)
+        if value.device != device:
             same_device("q", q, name, value)
-            if value.stride(3) != 1 and value.size(3) > 1:
-                raise ValueError(f"{name} has stride {value.stride(3)} along head_dim, allowed: 1 (contiguous)")
+        four_dimensions(name, value, CACHE if block_table is None else BLOCKS)
+        if value.stride(3) != 1 and value.size(3) > 1:
+            raise ValueError(f"{name} has stride {value.stride(3)} along head_dim, allowed: 1 (contiguous)")
     batch, _, nheads, head_dim = q.shape
     first, size, nheads_kv, head_dim_k = k_cache.shape
     first_v, size_v, nheads_v, head_dim_v = v_cache.shape
@@ -60,11 +67,7 @@ def check_new(q: Tensor, k: Tensor | None, v: Tensor | None, k_cache: Tensor, v_
         is_float(name, value)
         same_dtype("q", q, name, value)
         same_device("q", q, name, value)
-        if value.dim() != 4:
-            shape = tuple(value.shape)
-            raise ValueError(
-                f"{name} has {value.dim()} dimensions {shape}, expected 4: (batch, seqlen_new, nheads_kv, head_dim)"
-            )
+        four_dimensions(name, value, "(batch, seqlen_new, nheads_kv, head_dim)")
         has_shape(
             name,
             value,

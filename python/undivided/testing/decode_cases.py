@@ -41,7 +41,7 @@ def _cases() -> list[DecodeCase]:
         case("step", "a step of decoding"),
         case("full", "the last token that fits", lengths=(69, 69)),
         case("empty row", "a row sees nothing", lengths=(0, 5), seqlen_new=0),
-        case("block edges", "one under, at and over a block of keys", lengths=(62, 63, 64)),
+        case("block edges", "one under, at and over a block of keys", lengths=(63, 254, 255, 256), longest=260),
         case("long", "several parts of keys, ragged", lengths=(1100,), longest=1301),
         case("cross", "attention to a memory, one row of it empty", lengths=(33, 0), seqlen_new=0, causal=False),
         case("several queries", "each sees one token more", seqlen_q=5, seqlen_new=5),
