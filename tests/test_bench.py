@@ -125,7 +125,7 @@ def test_samples_are_interleaved_and_each_round_starts_elsewhere():
 
     times = interleaved({"a": lambda: note("a"), "b": lambda: note("b")}, "cpu", 0.0, rounds=(3, 3))
     assert [len(taken) for taken in times.values()] == [3, 3]
-    # two calls of each to see how long they take, then three rounds, in which a call before each sample warms the caches
+    # two calls of each to see how long they take, then three rounds; a call before each sample warms the caches
     assert order == [*"aabb", *"aabb", *"bbaa", *"aabb"]
     assert all(sample >= 2 * SHORTEST_SAMPLE for taken in times.values() for sample in taken)
 
