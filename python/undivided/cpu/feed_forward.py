@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..products import product
 from . import DTYPES, address
-from .linear import linear
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}  # the codes of csrc/cpu/feed_forward.h
 
@@ -29,8 +29,8 @@ def feed_forward_forward(
     # In 16 bits the library adds the bias before it rounds; in float32 our pass is cheaper than the library's copy.
     bias = b_in if b_in is None or b_in.dtype != torch.float32 else b_in.contiguous()
     separate = bias is not None and bias.dtype == torch.float32
-    h = linear(x, w_in, None if separate else bias)
-    g = None if w_gate is None else linear(x, w_gate)
+    h = product(x, w_in, None if separate else bias)
+    g = None if w_gate is None else product(x, w_gate)
     a = torch.empty_like(h) if save else h
     rows, columns = h.shape
     _C.feed_forward_forward(
@@ -45,7 +45,7 @@ def feed_forward_forward(
         ACTIVATIONS[activation],
         torch.get_num_threads(),
     )
-    out = linear(a, w_out, b_out)
+    out = product(a, w_out, b_out)
     return (out, h, g) if save else (out, None, None)
 
 
@@ -68,7 +68,7 @@ def feed_forward_backward(
     needs_x, needs_in, needs_bias, needs_out, needs_b_out, needs_gate = needs
     dx = dw_in = db_in = dw_out = dw_gate = None
     if any((needs_x, needs_in, needs_bias, needs_gate)) or needs_out:
-        dh = linear(dout, w_out.T)
+        dh = product(dout, w_out.T)
         a = torch.empty_like(dh) if needs_out else None
         dg = None if g is None else torch.empty_like(dh)
         db_in = dh.new_empty(dh.shape[1]) if needs_bias else None
@@ -89,7 +89,7 @@ def feed_forward_backward(
         dw_in = dh.T @ x if needs_in else None
         dw_gate = dg.T @ x if needs_gate and dg is not None else None
         if needs_x:
-            dx = linear(dh, w_in.T)
+            dx = product(dh, w_in.T)
             if dg is not None and w_gate is not None:
                 dx.addmm_(dg, w_gate)
     db_out = dout.sum(0, dtype=torch.float32).to(dout.dtype) if needs_b_out else None

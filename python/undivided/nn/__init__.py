@@ -3,6 +3,7 @@
 from .attention import MultiHeadAttention
 from .cache import Cache
 from .feed_forward import FeedForward
+from .linear import Linear
 from .norms import LayerNorm, RMSNorm
 from .packing import Packing, pack, unpack
 from .positions import POSITIONS, Alibi, Fixed, Learned, Positions, Relative, Rotary, Sinusoidal, make_positions
@@ -15,6 +16,7 @@ __all__ = [
     "Fixed",
     "LayerNorm",
     "Learned",
+    "Linear",
     "MultiHeadAttention",
     "Packing",
     "Positions",

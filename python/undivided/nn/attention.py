@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..reference import attention_weights
 from .cache import Cache
+from .linear import Linear
 from .packing import Packing, Start
 from .positions import Positions
 
@@ -46,9 +47,9 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
         self.nheads, self.head_dim, self.dropout, self.scale = nheads, head_dim or d_model // nheads, dropout, scale
         inner = nheads * self.head_dim
-        self.q = nn.Linear(d_model, inner, bias=bias)
-        self.kv = nn.Linear(d_model, 2 * inner, bias=bias)
-        self.out = nn.Linear(inner, d_model, bias=bias)
+        self.q = Linear(d_model, inner, bias=bias)
+        self.kv = Linear(d_model, 2 * inner, bias=bias)
+        self.out = Linear(inner, d_model, bias=bias)
 
     def forward(
         self,
@@ -93,10 +94,19 @@ class MultiHeadAttention(nn.Module):
         assert isinstance(out, Tensor)  # a pair only where the lse is asked for
         return self.out(out.flatten(2))  # (batch, seqlen_q, nheads, head_dim) -> (batch, seqlen_q, inner) -> d_model
 
-    def weights(self, x: Tensor, memory: Tensor, *, positions: Positions, key_lengths: Tensor | None = None) -> Tensor:
-        """What each query of a cross attention looks at: (batch, nheads, seqlen_q, seqlen_k), rows sum to 1."""
-        k, _ = self._keys_values(x, memory, positions, 0, None)
-        return attention_weights(positions.turn(self._queries(x)), k, key_lengths=key_lengths, scale=self.scale)
+    def weights(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        *,
+        positions: Positions,
+        causal: bool = False,
+        key_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """What each query looks at, x from its first token on: (batch, nheads, seqlen_q, seqlen_k), rows sum to 1."""
+        q, (k, _) = positions.turn(self._queries(x)), self._keys_values(x, memory, positions, 0, None)
+        bias = positions.bias() if memory is None else None
+        return attention_weights(q, k, causal=causal, bias=bias, key_lengths=key_lengths, scale=self.scale)
 
     def _queries(self, x: Tensor) -> Tensor:
         return self.q(x).unflatten(-1, (self.nheads, self.head_dim))

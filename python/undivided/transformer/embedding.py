@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ops.linear import linear
 from .checks import check_ids
 
 
@@ -36,4 +37,4 @@ class Head(nn.Module):
     """Logits (..., vocabulary) from x (..., d_model), by the embedding's own table (vocabulary, d_model)."""
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        return x @ table.T
+        return linear(x, table)

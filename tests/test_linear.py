@@ -1,0 +1,103 @@
+"""The linear map of the layers: whichever library it takes, it is torch's linear, with all of its derivatives."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from undivided import products
+from undivided.ops import linear as module
+from undivided.ops.linear import linear
+
+needs_onednn = pytest.mark.skipif(not products.ONEDNN, reason="this torch has no oneDNN")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often oneDNN was taken; its limits are lowered, so that small matrices reach it."""
+    monkeypatch.setattr(products, "MEDIUM", 64)
+    monkeypatch.setattr(products, "LARGE", 4096)
+    taken = []
+
+    def counted(x, w, bias=None):
+        taken.append(products.by_onednn(x, w))
+        return products.product(x, w, bias)
+
+    monkeypatch.setattr(module, "product", counted)
+    return taken
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layouts(rows, columns, seed):
+    """The same shape, laid out in every way that a caller may have."""
+    yield "contiguous", random(rows, columns, seed=seed)
+    yield "transposed", random(columns, rows, seed=seed).T
+    yield "columns of a wider one", random(rows, columns + 3, seed=seed)[:, 1 : columns + 1]
+    yield "every second row", random(2 * rows, columns, seed=seed)[::2]
+    yield "one row repeated", random(1, columns, seed=seed).expand(rows, columns)
+    yield "one column repeated", random(rows, 1, seed=seed).expand(rows, columns)
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [64, 77])
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_torchs_linear_and_its_gradients(calls, rows, bias):
+    for name, x in layouts(rows, 24, 1):
+        for of_w, w in layouts(40, 24, 2):
+            for of_dy, dy in layouts(rows, 40, 3):
+                given = [x.detach().requires_grad_(), w.detach().requires_grad_()]
+                given += [random(40, seed=4).requires_grad_()] if bias else []
+                wide = [value.detach().double().requires_grad_() for value in given]
+                out, exact = linear(*given), F.linear(*wide)
+                grads = torch.autograd.grad(out, given, dy)
+                for got, expected in zip(
+                    (out, *grads), (exact, *torch.autograd.grad(exact, wide, dy.double())), strict=True
+                ):
+                    torch.testing.assert_close(
+                        got.double(), expected, rtol=1e-5, atol=2e-5, msg=f"{name} {of_w} {of_dy}"
+                    )
+    assert calls and calls[0]
+
+
+@needs_onednn
+def test_derivatives_of_derivatives(calls):
+    x, w, b = random(64, 8).requires_grad_(), random(9, 8, seed=1).requires_grad_(), random(9, seed=2).requires_grad_()
+
+    def penalty(function):
+        (dx,) = torch.autograd.grad(function(x, w, b).pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), (x, w, b))
+
+    for got, expected in zip(penalty(linear), penalty(F.linear), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-2 * expected.abs().max().item())
+    assert any(calls)
+
+
+@needs_onednn
+def test_shapes_and_what_is_left_to_torch(calls):
+    w, b = random(40, 24).requires_grad_(), random(40, seed=1)
+    x = random(2, 35, 24, seed=2)
+    torch.testing.assert_close(linear(x, w, b), F.linear(x, w, b))
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, w, b), F.linear(x, w, b))
+    assert calls == [True, True]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, w, b).dtype == torch.bfloat16
+    assert torch.func.vmap(lambda row: linear(row, w, b))(x).shape == (2, 35, 40)
+    assert torch.compile(linear, fullgraph=True, backend="eager")(x, w, b).shape == (2, 35, 40)
+    assert linear(x.double(), w.double(), b.double()).dtype == torch.float64
+    assert linear(x[0, 0], w, b).shape == (40,)
+    assert linear(x[:, :0], w, b).shape == (2, 0, 40)
+    assert linear(x[:, :5], w, b).shape == (2, 5, 40)  # too few rows
+    assert calls == [True, True]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(x, w[:, 1:], b)
+
+
+def test_large_weights_take_onednn_with_any_number_of_rows():
+    large, medium, small = (torch.empty(n, 1024) for n in (1024, 256, 128))
+    one, many = torch.empty(1, 1024), torch.empty(64, 1024)
+    expected = [(one, large, True), (one, medium, False), (many, medium, True), (many, small, False)]
+    assert [products.by_onednn(x, w) for x, w, _ in expected] == [found and products.ONEDNN for *_, found in expected]
+    assert not products.by_onednn(many.bfloat16(), large.bfloat16())
