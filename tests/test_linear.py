@@ -89,10 +89,24 @@ def test_shapes_and_what_is_left_to_torch(calls):
     assert linear(x.double(), w.double(), b.double()).dtype == torch.float64
     assert linear(x[0, 0], w, b).shape == (40,)
     assert linear(x[:, :0], w, b).shape == (2, 0, 40)
-    assert linear(x[:, :5], w, b).shape == (2, 5, 40)  # too few rows
+    assert linear(x[:, :10], w, b).shape == (2, 10, 40)  # too few rows for oneDNN, too many for the kernel of few
     assert calls == [True, True]
+    torch.testing.assert_close(linear(x[:, :5], w, b), F.linear(x[:, :5], w, b))
+    assert calls == [True, True, False]  # by the kernel of few rows
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         linear(x, w[:, 1:], b)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_few_rows_in_sixteen_bits_and_their_gradients(dtype):
+    x, w, b = (random(*shape, seed=n).to(dtype).requires_grad_() for n, shape in enumerate([(3, 24), (40, 24), (40,)]))
+    assert products.by_few_rows(x, w) == (products.few_rows() is not None)
+    for got, expected in zip(
+        torch.autograd.grad(linear(x, w, b).sum(), (x, w, b)),
+        torch.autograd.grad(F.linear(x, w, b).sum(), (x, w, b)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
 
 
 def test_large_weights_take_onednn_with_any_number_of_rows():

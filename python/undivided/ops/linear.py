@@ -1,4 +1,4 @@
-"""The linear maps of the layers: torch's, by the faster of its libraries."""
+"""The linear maps of the layers: torch's, by the fastest of `undivided.products`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..products import by_onednn, product
+from ..products import by_few_rows, by_onednn, product
 
 PLAIN = (Tensor, torch.nn.Parameter)  # a subclass, such as a sharded tensor, has its own rules for torch's op alone
 
@@ -36,20 +36,20 @@ class Linear(torch.autograd.Function):
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """x w^T + bias, as torch.nn.functional.linear: x (..., k), w (n, k), bias (n,) or None -> (..., n), of any dtype.
 
-    In float32 on a CPU it takes oneDNN where that is faster than MKL, which torch takes (`undivided.products`). Under
-    autocast, torch.compile and torch.func it is torch's own. Raises: what torch's raises.
+    On a CPU it takes what is faster than torch's choice (`undivided.products`). Under autocast, torch.compile and
+    torch.func it is torch's own. Raises: what torch's raises.
     """
     if (
         type(x) not in PLAIN
         or type(w) not in PLAIN
-        or w.dtype != torch.float32
+        or w.dtype != x.dtype
         or w.dim() != 2
         or x.dim() < 2
-        or not (bias is None or (bias.dtype == torch.float32 and bias.device == w.device))
+        or not (bias is None or (bias.dtype == w.dtype and bias.device == w.device and bias.shape == w.shape[:1]))
         or x.shape[-1] != w.shape[1]
         or x.device != w.device
         or torch.compiler.is_compiling()
-        or not by_onednn(x, w)
+        or not (by_few_rows(x, w) or by_onednn(x, w))
         or torch.is_autocast_enabled(x.device.type)
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0

@@ -1,0 +1,33 @@
+"""The linear map of a few rows on a CPU: launcher over `undivided._C`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from . import DTYPES, address
+
+MOST_ROWS = 16  # of csrc/cpu/linear.h
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (rows, k), w (n, k), rows contiguous, bias (n,) or None -> (rows, n), of one dtype; at most MOST_ROWS rows."""
+    x = x.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    rows, columns = x.shape
+    outputs = w.shape[0]
+    y = x.new_empty(rows, outputs)
+    _C.linear(
+        x.data_ptr(),
+        w.data_ptr(),
+        address(bias),
+        y.data_ptr(),
+        rows,
+        columns,
+        outputs,
+        w.stride(0),
+        DTYPES[x.dtype],
+        torch.get_num_threads(),
+    )
+    return y
