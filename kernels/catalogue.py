@@ -1,7 +1,8 @@
 """The specialisations that calls take, by name: what is compiled ahead of time to see what each needs.
 
-Attention, decoding and rotary at head_dim 64 and 128, the norms and the feed-forward network at common widths; bfloat16
-(float16 has the same tiles) and, where it has tiles of its own, float32.
+Attention, decoding and rotary at head_dim 64 and 128, attention with each of its features, the norms and the
+feed-forward network at common widths; bfloat16 (float16 has the same tiles) and, where it has tiles of its own,
+float32.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import partial
 import torch
 
 from .aot import Resources
-from .attention.compiled import compile_attention, compile_combine
+from .attention.compiled import FEATURES, compile_attention, compile_combine
 from .attention_decode.compiled import compile_decode
 from .feed_forward.compiled import KERNELS as FEED_FORWARD_KERNELS
 from .feed_forward.compiled import compile_feed_forward
@@ -44,8 +45,19 @@ def attention() -> Entries:
                 yield name, partial(compile_attention, kernel, head_dim, dtype, causal=True, PACKED=True, ORDERED=True)
             name = named("forward head_dim", head_dim, dtype, "full, keys split")
             yield name, partial(compile_attention, "forward", head_dim, dtype, SPLIT=True)
+        yield from attention_features(head_dim)
         name = named("combine head_dim", head_dim, torch.bfloat16)
         yield name, partial(compile_combine, head_dim, torch.bfloat16)
+
+
+def attention_features(head_dim: int) -> Entries:
+    """Each by itself: of what may meet there are thousands."""
+    for feature, constants in FEATURES.items():
+        kernels = ("forward",) if feature == "sinks" else ("forward", "dq", "dkdv")
+        causal = feature != "window"  # which has bounds of its own
+        for kernel in (*kernels, "dbias") if feature == "dense bias" else kernels:
+            name = named(kernel, "head_dim", head_dim, torch.bfloat16, "causal" if causal else "", "with", feature)
+            yield name, partial(compile_attention, kernel, head_dim, torch.bfloat16, causal=causal, **constants)
 
 
 def attention_decode() -> Entries:

@@ -7,7 +7,7 @@ import torch
 
 import undivided
 from undivided.testing import compare
-from undivided.testing.cases import ATTENTION_CASES
+from undivided.testing.cases import ATTENTION_CASES, AttentionCase
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,6 +64,35 @@ def test_a_nan_in_a_later_value_stays_out_of_earlier_rows():
         v[0, 40, 0, 3] = float("nan")
     out = undivided.attention(q, k, v, causal=True, backend="triton")
     assert out[0, :40].isfinite().all() and out[0, 40:, 0, 3].isnan().all()
+
+
+def test_a_dense_bias_in_several_tiles_each_way():
+    """Two blocks of 64 queries and three of keys, each with a part."""
+    case = AttentionCase("tiles", "", seqlen_q=70, seqlen_k=140, nheads=1, nheads_kv=1, head_dim=8, bias="bhqk")
+    verdicts = compare.attention(case, torch.float32, "triton", DEVICE, True)
+    assert "dbias" in {verdict.name for verdict in verdicts}
+    assert not [verdict for verdict in verdicts if not verdict.ok]
+
+
+def test_batch_rows_and_heads_are_not_bound_by_an_axis_of_the_grid(monkeypatch):
+    """Every axis but the first ends at 65535; here are 65536 batch rows and heads with a bias of their own."""
+    from undivided.kernels.attention import backward
+
+    grids = {}
+
+    class Recorded:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            grids[self.name] = grid
+            return lambda *values, **words: None
+
+    for name in ("dq_kernel", "dkdv_kernel", "dbias_kernel"):
+        monkeypatch.setattr(backward, name, Recorded(name))
+    x, one = torch.zeros(2**15, 1, 2, 8, device=DEVICE), torch.zeros(2**15, 2, 1, device=DEVICE)
+    backward.attention_backward(x, x, x, x, x, one, scale=1.0, bias=one[..., None], need_bias=True)
+    assert grids == dict.fromkeys(("dq_kernel", "dkdv_kernel", "dbias_kernel"), (2**16,))
 
 
 def test_it_stays_out_of_auto_until_it_has_run_on_a_gpu():

@@ -28,8 +28,32 @@ def bad(rows: list[dict], spills: int = 0) -> list[dict]:
 def test_attention_neither_spills_nor_overflows():
     """head_dim 64 and 128 in bfloat16, plain and causal, forward and backward, keys split and their parts merged,
     compute capability 8.0, 9.0, 10.0."""
-    rows = compiled("attention", "bfloat16", "-packed")
+    rows = compiled("attention", "bfloat16", "-packed", "-with")
     assert len(rows) == 48 and not bad(rows)
+
+
+def test_attention_with_a_relative_bias_spills_a_few_bytes_at_most():
+    """Forward and backward with the table's gradient at head_dim 64, where T5's are."""
+    rows = compiled("attention", "head_dim 64", "with relative bias")
+    assert len(rows) == 9 and not bad(rows, spills=64)
+
+
+@pytest.mark.slow
+def test_attention_with_any_feature_spills_a_few_bytes_at_most():
+    """Each feature by itself; a mask or a dense bias in the forward takes an address for each element."""
+    rows = compiled("attention", "with")
+    dense = [row for row in rows if "mask" in row["kernel"] or "dense" in row["kernel"]]
+    assert len(rows) == 174 and not bad([row for row in rows if row not in dense], spills=64)
+    assert len(dense) == 42 and not bad(dense, spills=256)
+
+
+@pytest.mark.slow
+def test_float32_attention_spills_a_few_bytes_at_most():
+    """The forward none. head_dim 64 and 128, full, causal, packed and split."""
+    rows = compiled("attention", "float32")
+    forward = [row for row in rows if row["kernel"].startswith("forward")]
+    assert len(forward) == 24 and not bad(forward)
+    assert len(rows) == 60 and not bad(rows, spills=64)
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def _dq(tensors: Any, dq: Tensor, plan: Plan, row: Launch, table: Tensor | None,
         order = longest_first(plan, row.BLOCK_M, programs, dq.device)
         names = dict(zip(("dq_b", "dq_s", "dq_h"), strides(dq), strict=True))
         dq_kernel[(programs,)](
-            *tensors, dq, buckets, partial, number, dq if order is None else order, **names,
+            *tensors, dq, buckets, partial, dq if order is None else order, **names,
             NEEDS_TABLE=table is not None, ORDERED=order is not None, BLOCK_B=width, **shared,
         )  # fmt: skip
     if table is None:
@@ -114,8 +114,9 @@ def _dbias(tensors: Any, bias: Tensor, plan: Plan, row: Launch, shared: Any) -> 
     sums = [stride == 0 for stride in bias.stride()]
     sizes = [1 if summed else size for summed, size in zip(sums, bias.shape, strict=True)]
     dbias = torch.zeros(sizes, dtype=torch.float32, device=bias.device)
-    grid = (triton.cdiv(sizes[3], row.BLOCK_N), triton.cdiv(sizes[2], row.BLOCK_M), sizes[0] * sizes[1])
-    if min(grid) and min(plan.batch, plan.longest_q, plan.longest_k):
+    # All on one axis: the others of a grid end at 65535.
+    programs = sizes[0] * sizes[1] * triton.cdiv(sizes[2], row.BLOCK_M) * triton.cdiv(sizes[3], row.BLOCK_N)
+    if programs and min(plan.batch, plan.longest_q, plan.longest_k):
         flags = dict(zip(("SUM_B", "SUM_H", "SUM_M", "SUM_N"), sums, strict=True))
-        dbias_kernel[grid](*tensors, dbias, plan.batch, **flags, **shared)
+        dbias_kernel[(programs,)](*tensors, dbias, plan.batch, **flags, **shared)
     return dbias.to(bias.dtype)

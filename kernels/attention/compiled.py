@@ -14,6 +14,19 @@ from .split import MOST_SPLITS, arguments_of, combine_kernel
 
 KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkdv": dkdv_kernel, "dbias": dbias_kernel}
 WIDTH = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+# What calls have beside sizes: by name, the constants that it sets. One that a kernel does not have is left out.
+FEATURES: dict[str, dict[str, Any]] = {
+    "relative bias": {"HAS_RELATIVE": True, "NEEDS_TABLE": True, "BLOCK_B": 32},
+    "dense bias": {"HAS_BIAS": True},
+    "ALiBi": {"HAS_ALIBI": True},
+    "mask": {"HAS_MASK": True},
+    "window": {"HAS_LEFT": True, "HAS_RIGHT": True},
+    "lengths": {"HAS_KEY_LENGTHS": True, "HAS_QUERY_LENGTHS": True},
+    "offsets by row": {"HAS_SHIFTS": True},
+    "softcap": {"HAS_SOFTCAP": True},
+    "sinks": {"HAS_SINKS": True},
+    "dropout": {"HAS_DROPOUT": True},
+}
 OWN = {
     "forward": {"HAS_SINKS": False, "ORDERED": False, "SPLIT": False},
     "dq": {"NEEDS_TABLE": False, "ORDERED": False, "BLOCK_B": 1},
@@ -25,14 +38,17 @@ OWN = {
 def compile_attention(
     name: str, head_dim: int, dtype: torch.dtype, capability: int, causal: bool = False, **features: Any
 ) -> Resources:
-    """What a kernel needs (forward, dq, dkdv or dbias), for a square call; `features` set further constants."""
+    """What a kernel needs (forward, dq, dkdv or dbias), for a square call.
+
+    features: further constants, as those of FEATURES; those that the kernel does not have change nothing.
+    """
     kernel = KERNELS[name]
     q = torch.empty((1, 16, 1, head_dim), dtype=dtype)
     plan = make_plan(q, q, q, scale=1.0, causal=causal)
     row = launch_of(FORWARD if name == "forward" else BACKWARD, head_dim, dtype)
     given: dict[str, Any] = dict(plan.arguments, **OWN[name], BLOCK_M=row.BLOCK_M, BLOCK_N=row.BLOCK_N)
     given |= features
-    constants = {key: value for key, value in given.items() if key.isupper()}
+    constants = {key: value for key, value in given.items() if key.isupper() and key in kernel.arg_names}
     floats = ("scale", "softcap", "keep_scale")
     statistics = ("lse", "delta", "dtable", "dbias", "values", "slopes")
     integers = ("buckets", "shifts", "key_lengths", "query_lengths", "cu_q", "cu_k", "order")

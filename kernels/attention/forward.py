@@ -17,6 +17,7 @@ from ..common.dropout import kept
 from ..common.host import on_its_device, widened
 from .blocks import key_range, place, sequence, shift_of
 from .plan import FORWARD, launch_of, make_plan
+from .relative import add_relative, near_range
 from .schedule import longest_first
 from .softmax import finish, step, weigh
 from .split import combine, share, splits_of
@@ -35,7 +36,7 @@ def forward_kernel(
     q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,  # strides, in elements
     bias, bias_b, bias_h, bias_m, bias_n,  # (batch, nheads, seqlen_q, seqlen_k) by strides
     mask, mask_b, mask_h, mask_m, mask_n,  # the same, bytes
-    values, span,  # (nheads, 2 * span + 1): relative bias by distance
+    values, span,  # (nheads, 2 * span + 1): relative bias by distance, times log2(e)
     slopes, slopes_b, slopes_h,  # (batch, nheads) by strides
     shifts, shift, key_lengths, query_lengths, cu_q, cu_k,  # (batch,), a number, (batch,) twice, (batch + 1,) twice
     seqlen_q, seqlen_k, nheads, group, left, right, scale, softcap, state, threshold, keep_scale,
@@ -75,21 +76,32 @@ def forward_kernel(
         high, full_high, full_low = low, low, low
     if SPLIT:
         own, own_end = share(low, high, tl.program_id(1), tl.num_programs(1), BLOCK_N)
-    for part in tl.static_range(3):
-        if (part != 0) or HAS_LEFT:  # without a left bound the first stretch is empty
-            begin = low if part == 0 else (full_low if part == 1 else full_high)
-            end = full_low if part == 0 else (full_high if part == 1 else high)
+    near_low, near_high, before, after = full_low, full_high, 0.0, 0.0
+    if HAS_RELATIVE:
+        near_low, near_high = near_range(m + at, BLOCK_M, span, full_low, full_high, BLOCK_N)
+        before, after = tl.load(values), tl.load(values + 2 * span)
+        if HAS_RIGHT:  # a bound beyond the span is rare: no stretch of its own
+            near_high = full_high
+    stretches = (low, full_low, near_low, near_high, full_high, high)
+    for part in tl.static_range(5):
+        # Some stretches are always empty: the first without a left bound, far ones without what is far.
+        if (HAS_LEFT or part != 0) and (HAS_RELATIVE or part % 2 == 0) and not (HAS_RIGHT and part == 3):
+            begin, end = stretches[part], stretches[part + 1]
             if SPLIT:
                 begin, end = tl.maximum(begin, own), tl.minimum(end, own_end)
             for n in range(begin, end, BLOCK_N):
+                masked: tl.constexpr = part % 4 == 0  # the first and the last
+                far: tl.constexpr = part % 2 == 1
                 j = n + tl.arange(0, BLOCK_N)
-                key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, part != 1)  # [N, D]
+                key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, masked)  # [N, D]
                 s, _ = scores(
-                    query, key, i, j, at, lenq, lenk, scale, softcap, bias, bias_m, bias_n, values, span, slope,
-                    HAS_SOFTCAP, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, PRECISION,
+                    query, key, i, j, at, lenq, lenk, scale, softcap, bias, bias_m, bias_n, slope,
+                    HAS_SOFTCAP, HAS_BIAS, HAS_ALIBI, PRECISION,
                 )  # fmt: skip
+                if HAS_RELATIVE:
+                    s = add_relative(s, values, before if part == 1 else after, i, j, at, span, far)
                 seen = s == s
-                if (part != 1) or HAS_MASK:
+                if masked or HAS_MASK:
                     seen = visible(
                         i, j, at, lenq, lenk, left, right, mask, mask_m, mask_n, HAS_LEFT, HAS_RIGHT, HAS_MASK
                     )  # fmt: skip
@@ -97,9 +109,9 @@ def forward_kernel(
                 p, shrink, top, total = step(s, top, total)
                 if HAS_DROPOUT:
                     p = tl.where(kept(state, threshold, b * nheads + h, i, j), p * keep_scale, 0.0)
-                value = load_rows(v, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, part != 1)  # [N, DV]
+                value = load_rows(v, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, masked)  # [N, DV]
                 # Without a bound or a mask all rows see all keys that were loaded.
-                hides: tl.constexpr = HAS_MASK or ((part != 1) and (HAS_LEFT or HAS_RIGHT))
+                hides: tl.constexpr = HAS_MASK or (masked and (HAS_LEFT or HAS_RIGHT))
                 acc = weigh(p, value, seen, acc * shrink[:, None], hides, PRECISION)
 
     sink = 0.0

@@ -13,6 +13,7 @@ import triton.language as tl
 from ..common.dropout import kept
 from .blocks import key_range, place, query_range, sequence, shift_of
 from .forward import FLOATS
+from .relative import add_bucket, add_near, add_relative, near_range
 from .tile import LOG2E, finite, load_rows, scores, store_rows, visible
 
 
@@ -27,16 +28,18 @@ def load_statistics(lse, delta, i, lenq):
 @triton.jit
 def gradients(
     query, key, value, dout, i, j, lse2, delta, head, at, lenq, lenk, left, right, scale, softcap,
-    bias, bias_m, bias_n, mask, mask_m, mask_n, values, span, slope, state, threshold, keep_scale,
+    bias, bias_m, bias_n, mask, mask_m, mask_n, values, span, far, slope, state, threshold, keep_scale,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RELATIVE: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr, MASKED: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """(probabilities after dropout, gradient of the biased score, gradient of the score), each [M, N]."""
     s, factor = scores(
-        query, key, i, j, at, lenq, lenk, scale, softcap, bias, bias_m, bias_n, values, span, slope,
-        HAS_SOFTCAP, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, PRECISION,
+        query, key, i, j, at, lenq, lenk, scale, softcap, bias, bias_m, bias_n, slope,
+        HAS_SOFTCAP, HAS_BIAS, HAS_ALIBI, PRECISION,
     )  # fmt: skip
+    if HAS_RELATIVE:
+        s = add_relative(s, values, far, i, j, at, span, FAR)
     p = tl.exp2(s - lse2[:, None])
     dp = tl.dot(dout, tl.trans(value), input_precision=PRECISION)
     dropped = p
@@ -55,35 +58,18 @@ def gradients(
     return dropped, biased, plain
 
 
-@triton.jit
-def add_buckets(acc, ds, i, j, at, buckets, span, num_buckets, BLOCK_B: tl.constexpr):
-    """acc [BLOCK_B] + the sums of ds [M, N] by bucket. A tile wholly beyond the span is in one bucket."""
-    c = tl.arange(0, BLOCK_B)
-    distance = j[None, :] - i[:, None] - at
-    nearest = tl.min(tl.min(distance, 1), 0)
-    farthest = tl.max(tl.max(distance, 1), 0)
-    if (nearest >= span) | (farthest <= -span):
-        only = tl.load(buckets + tl.where(nearest >= span, 2 * span, 0))
-        acc += tl.where(c == only, tl.sum(tl.sum(ds, 1), 0), 0.0)
-    else:
-        bucket = tl.load(buckets + tl.minimum(tl.maximum(distance, -span), span) + span)
-        for number in range(num_buckets):
-            acc += tl.where(c == number, tl.sum(tl.sum(tl.where(bucket == number, ds, 0.0), 1), 0), 0.0)
-    return acc
-
-
 @triton.jit(do_not_specialize=FLOATS)
 def dq_kernel(
     q, k, v, dout,  # (batch, seqlen, nheads, head_dim) by strides
     lse, delta,  # float32 (batch, nheads, seqlen_q)
     dq,  # as q
-    buckets, dtable, num_buckets,  # (2 * span + 1,); float32 (batch * nheads, blocks of queries, BLOCK_B)
+    buckets, dtable,  # (2 * span + 1,); float32 (batch * nheads, blocks of queries, BLOCK_B)
     order,  # int32 (batch * blocks,) when ORDERED
     dout_b, dout_s, dout_h, dq_b, dq_s, dq_h, lse_b, lse_h,
     q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,  # strides, in elements
     bias, bias_b, bias_h, bias_m, bias_n,  # (batch, nheads, seqlen_q, seqlen_k) by strides
     mask, mask_b, mask_h, mask_m, mask_n,  # the same, bytes
-    values, span,  # (nheads, 2 * span + 1): relative bias by distance
+    values, span,  # (nheads, 2 * span + 1): relative bias by distance, times log2(e)
     slopes, slopes_b, slopes_h,  # (batch, nheads) by strides
     shifts, shift, key_lengths, query_lengths, cu_q, cu_k,  # (batch,), a number, (batch,) twice, (batch + 1,) twice
     seqlen_q, seqlen_k, nheads, group, left, right, scale, softcap, state, threshold, keep_scale,
@@ -122,25 +108,39 @@ def dq_kernel(
     )  # fmt: skip
     if m >= lenq:
         high, full_high, full_low = low, low, low
-    for part in tl.static_range(3):
-        if (part != 0) or HAS_LEFT:  # without a left bound the first stretch is empty
-            begin = low if part == 0 else (full_low if part == 1 else full_high)
-            end = full_low if part == 0 else (full_high if part == 1 else high)
-            for n in range(begin, end, BLOCK_N):
+    near_low, near_high, before, after, first_bucket, last_bucket = full_low, full_high, 0.0, 0.0, 0, 0
+    if HAS_RELATIVE:
+        near_low, near_high = near_range(m + at, BLOCK_M, span, full_low, full_high, BLOCK_N)
+        before, after = tl.load(values), tl.load(values + 2 * span)
+        first_bucket, last_bucket = tl.load(buckets), tl.load(buckets + 2 * span)
+        if HAS_RIGHT:  # as in the forward
+            near_high = full_high
+    stretches = (low, full_low, near_low, near_high, full_high, high)
+    for part in tl.static_range(5):
+        if (HAS_LEFT or part != 0) and (HAS_RELATIVE or part % 2 == 0) and not (HAS_RIGHT and part == 3):
+            of_far = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)  # all of one bucket: summed when all are there
+            for n in range(stretches[part], stretches[part + 1], BLOCK_N):
+                masked: tl.constexpr = part % 4 == 0  # the first and the last
+                far: tl.constexpr = part % 2 == 1
                 j = n + tl.arange(0, BLOCK_N)
-                key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, part != 1)
-                value = load_rows(v, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, part != 1)
+                key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, masked)
+                value = load_rows(v, first_k, j, lenk, v_s, HEAD_DIM_V, BLOCK_DV, masked)
                 _, biased, plain = gradients(
                     query, key, value, grad, i, j, lse2, delt, head, at, lenq, lenk, left, right, scale, softcap,
-                    bias, bias_m, bias_n, mask, mask_m, mask_n, values, span, slope, state, threshold, keep_scale,
-                    HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT,
-                    PRECISION, part != 1,
+                    bias, bias_m, bias_n, mask, mask_m, mask_n, values, span, before if part == 1 else after, slope,
+                    state, threshold, keep_scale, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI,
+                    HAS_SOFTCAP, HAS_DROPOUT, PRECISION, masked, far,
                 )  # fmt: skip
                 if NEEDS_TABLE:
-                    table = add_buckets(table, biased, i, j, at, buckets, span, num_buckets, BLOCK_B)
-                if (part != 1) or HAS_MASK:
+                    if far:
+                        of_far += biased
+                    else:
+                        table = add_near(table, biased, buckets, m, n, at, span, BLOCK_M, BLOCK_N, BLOCK_B)
+                if masked or HAS_MASK:
                     key = finite(key)  # a visible NaN is in the score's gradient already
                 acc = tl.dot(plain.to(key.dtype), key, acc, input_precision=PRECISION)
+            if NEEDS_TABLE and part % 2 == 1:
+                table = add_bucket(table, of_far, first_bucket if part == 1 else last_bucket, BLOCK_B)
     store_rows(dq + b64 * dq_b + h64 * dq_h, first_q, i, rows, dq_s, acc * scale, HEAD_DIM, BLOCK_D)
     if NEEDS_TABLE:
         block = head.to(tl.int64) * tl.cdiv(seqlen_q, BLOCK_M) + m // BLOCK_M
@@ -157,7 +157,7 @@ def dkdv_kernel(
     q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,  # strides, in elements
     bias, bias_b, bias_h, bias_m, bias_n,  # (batch, nheads, seqlen_q, seqlen_k) by strides
     mask, mask_b, mask_h, mask_m, mask_n,  # the same, bytes
-    values, span,  # (nheads, 2 * span + 1): relative bias by distance
+    values, span,  # (nheads, 2 * span + 1): relative bias by distance, times log2(e)
     slopes, slopes_b, slopes_h,  # (batch, nheads) by strides
     shifts, shift, key_lengths, query_lengths, cu_q, cu_k,  # (batch,), a number, (batch,) twice, (batch + 1,) twice
     seqlen_q, seqlen_k, nheads, group, left, right, scale, softcap, state, threshold, keep_scale,
@@ -182,6 +182,12 @@ def dkdv_kernel(
     low, full_low, full_high, high = query_range(
         n, at, lenq, lenk, left, right, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT
     )  # fmt: skip
+    near_low, near_high = full_low, full_high
+    if HAS_RELATIVE:  # early queries are far before the keys, late ones far after them
+        near_low, near_high = near_range(n - at, BLOCK_N, span, full_low, full_high, BLOCK_M)
+        if HAS_RIGHT:
+            near_low = full_low
+    stretches = (low, full_low, near_low, near_high, full_high, high)
     for member in range(group):
         h = h_kv * group + member
         head, hq = b * nheads + h, h.to(tl.int64)
@@ -189,25 +195,29 @@ def dkdv_kernel(
         slope = 0.0
         if HAS_ALIBI:
             slope = tl.load(slopes + b64 * slopes_b + hq * slopes_h)
-        for part in tl.static_range(3):
-            begin = low if part == 0 else (full_low if part == 1 else full_high)
-            end = full_low if part == 0 else (full_high if part == 1 else high)
-            for m in range(begin, end, BLOCK_M):
-                i = m + tl.arange(0, BLOCK_M)
-                query = load_rows(q + b64 * q_b + hq * q_h, first_q, i, lenq, q_s, HEAD_DIM, BLOCK_D, part != 1)
-                grad = load_rows(
-                    dout + b64 * dout_b + hq * dout_h, first_q, i, lenq, dout_s, HEAD_DIM_V, BLOCK_DV, part != 1
-                )  # fmt: skip
-                lse2, delt = load_statistics(lse + row, delta + row, i, lenq)
-                p, _, plain = gradients(
-                    query, key, value, grad, i, j, lse2, delt, head, at, lenq, lenk, left, right, scale, softcap,
-                    bias + b64 * bias_b + hq * bias_h, bias_m, bias_n, mask + b64 * mask_b + hq * mask_h, mask_m,
-                    mask_n, values + hq * (2 * span + 1), span, slope, state, threshold, keep_scale,
-                    HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, HAS_SOFTCAP, HAS_DROPOUT,
-                    PRECISION, part != 1,
-                )  # fmt: skip
-                value_sum = tl.dot(tl.trans(p.to(grad.dtype)), grad, value_sum, input_precision=PRECISION)
-                key_sum = tl.dot(tl.trans(plain.to(query.dtype)), query, key_sum, input_precision=PRECISION)
+        before, after = 0.0, 0.0
+        if HAS_RELATIVE:
+            before, after = tl.load(values + hq * (2 * span + 1)), tl.load(values + hq * (2 * span + 1) + 2 * span)
+        for part in tl.static_range(5):
+            if (HAS_RELATIVE or part % 2 == 0) and not (HAS_RIGHT and part == 1):
+                for m in range(stretches[part], stretches[part + 1], BLOCK_M):
+                    masked: tl.constexpr = part % 4 == 0  # the first and the last
+                    far: tl.constexpr = part % 2 == 1
+                    i = m + tl.arange(0, BLOCK_M)
+                    query = load_rows(q + b64 * q_b + hq * q_h, first_q, i, lenq, q_s, HEAD_DIM, BLOCK_D, masked)
+                    grad = load_rows(
+                        dout + b64 * dout_b + hq * dout_h, first_q, i, lenq, dout_s, HEAD_DIM_V, BLOCK_DV, masked
+                    )  # fmt: skip
+                    lse2, delt = load_statistics(lse + row, delta + row, i, lenq)
+                    p, _, plain = gradients(
+                        query, key, value, grad, i, j, lse2, delt, head, at, lenq, lenk, left, right, scale, softcap,
+                        bias + b64 * bias_b + hq * bias_h, bias_m, bias_n, mask + b64 * mask_b + hq * mask_h, mask_m,
+                        mask_n, values + hq * (2 * span + 1), span, after if part == 1 else before, slope, state,
+                        threshold, keep_scale, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI,
+                        HAS_SOFTCAP, HAS_DROPOUT, PRECISION, masked, far,
+                    )  # fmt: skip
+                    value_sum = tl.dot(tl.trans(p.to(grad.dtype)), grad, value_sum, input_precision=PRECISION)
+                    key_sum = tl.dot(tl.trans(plain.to(query.dtype)), query, key_sum, input_precision=PRECISION)
     store_rows(dk + b64 * dk_b + h64 * dk_h, first_k, j, rows, dk_s, key_sum * scale, HEAD_DIM, BLOCK_D)
     store_rows(dv + b64 * dv_b + h64 * dv_h, first_k, j, rows, dv_s, value_sum, HEAD_DIM_V, BLOCK_DV)
 
@@ -221,7 +231,7 @@ def dbias_kernel(
     q_b, q_s, q_h, k_b, k_s, k_h, v_b, v_s, v_h,  # strides, in elements
     bias, bias_b, bias_h, bias_m, bias_n,  # (batch, nheads, seqlen_q, seqlen_k) by strides
     mask, mask_b, mask_h, mask_m, mask_n,  # the same, bytes
-    values, span,  # (nheads, 2 * span + 1): relative bias by distance
+    values, span,  # (nheads, 2 * span + 1): relative bias by distance, times log2(e)
     slopes, slopes_b, slopes_h,  # (batch, nheads) by strides
     shifts, shift, key_lengths, query_lengths, cu_q, cu_k,  # (batch,), a number, (batch,) twice, (batch + 1,) twice
     seqlen_q, seqlen_k, nheads, group, left, right, scale, softcap, state, threshold, keep_scale,
@@ -233,12 +243,16 @@ def dbias_kernel(
     SUM_B: tl.constexpr, SUM_H: tl.constexpr, SUM_M: tl.constexpr, SUM_N: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    rows, columns = (1 if SUM_M else seqlen_q), (1 if SUM_N else seqlen_k)
+    across, down = tl.cdiv(columns, BLOCK_N), tl.cdiv(rows, BLOCK_M)
+    tile, matrix = tl.program_id(0) % (across * down), tl.program_id(0) // (across * down)
+    own_m, own_n = tile // across * BLOCK_M, tile % across * BLOCK_N
     heads_kept = 1 if SUM_H else nheads
-    kept_b, kept_h = tl.program_id(2) // heads_kept, tl.program_id(2) % heads_kept
+    kept_b, kept_h = matrix // heads_kept, matrix % heads_kept
     b_low, b_high = (0, batch) if SUM_B else (kept_b, kept_b + 1)
     h_low, h_high = (0, nheads) if SUM_H else (kept_h, kept_h + 1)
-    m_low, m_high = (0, seqlen_q) if SUM_M else (tl.program_id(1) * BLOCK_M, tl.program_id(1) * BLOCK_M + 1)
-    n_low, n_high = (0, seqlen_k) if SUM_N else (tl.program_id(0) * BLOCK_N, tl.program_id(0) * BLOCK_N + 1)
+    m_low, m_high = (0, seqlen_q) if SUM_M else (own_m, own_m + 1)
+    n_low, n_high = (0, seqlen_k) if SUM_N else (own_n, own_n + 1)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for b in range(b_low, b_high):
         start_q, lenq = sequence(cu_q, query_lengths, seqlen_q, b, PACKED, HAS_QUERY_LENGTHS)
@@ -260,15 +274,14 @@ def dbias_kernel(
                     dropped, biased, plain = gradients(
                         query, key, value, grad, i, j, lse2, delt, b * nheads + h, at, lenq, lenk, left, right, scale,
                         softcap, bias + b64 * bias_b + h64 * bias_h, bias_m, bias_n,
-                        mask + b64 * mask_b + h64 * mask_h, mask_m, mask_n, values, span, 0.0, state, threshold,
+                        mask + b64 * mask_b + h64 * mask_h, mask_m, mask_n, values, span, 0.0, 0.0, state, threshold,
                         keep_scale, HAS_LEFT, HAS_RIGHT, HAS_MASK, HAS_BIAS, HAS_RELATIVE, HAS_ALIBI, HAS_SOFTCAP,
-                        HAS_DROPOUT, PRECISION, True,
+                        HAS_DROPOUT, PRECISION, True, False,
                     )  # fmt: skip
                     acc += biased
-    i = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows, columns = (1 if SUM_M else seqlen_q), (1 if SUM_N else seqlen_k)
-    base = dbias + tl.program_id(2).to(tl.int64) * rows * columns
+    i = own_m + tl.arange(0, BLOCK_M)
+    j = own_n + tl.arange(0, BLOCK_N)
+    base = dbias + matrix.to(tl.int64) * rows * columns
     if SUM_M:
         acc = tl.broadcast_to(tl.sum(acc, 0)[None, :], (BLOCK_M, BLOCK_N))
     if SUM_N:

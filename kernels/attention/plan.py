@@ -24,23 +24,28 @@ class Launch:
     num_stages: int
 
 
-# By the padded head_dim (of keys and values, the larger), for 16-bit inputs; float32 takes half of BLOCK_N. The rows
-# are what compiles without spills for compute capability 8.0, 9.0 and 10.0; none has been timed on a GPU yet.
-FORWARD = {16: Launch(128, 64, 4, 3), 32: Launch(128, 64, 4, 3), 64: Launch(64, 32, 4, 2), 128: Launch(128, 32, 8, 2),
-           256: Launch(32, 32, 4, 1)}  # fmt: skip
-BACKWARD = {16: Launch(64, 64, 4, 1), 32: Launch(64, 64, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1),
-            256: Launch(16, 16, 4, 1)}  # fmt: skip
+# By the bytes of an element, then by the padded head_dim (of keys and values, the larger). The rows of 64 and 128 are
+# what compiles without spills (float32 backward: 24 bytes at most) for compute capability 8.0, 9.0 and 10.0; none has
+# been timed on a GPU yet. Products of float32 do not run on tensor cores, and a thread holds whole rows of what it
+# multiplies: tiles are small, threads many.
+FORWARD = {
+    2: {16: Launch(128, 64, 4, 3), 32: Launch(128, 64, 4, 3), 64: Launch(64, 32, 4, 2), 128: Launch(128, 32, 8, 2),
+        256: Launch(32, 32, 4, 1)},
+    4: {16: Launch(64, 32, 8, 1), 32: Launch(64, 32, 8, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 16, 8, 1),
+        256: Launch(16, 16, 8, 1)},
+}  # fmt: skip
+BACKWARD = {
+    2: {16: Launch(64, 64, 4, 1), 32: Launch(64, 64, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1),
+        256: Launch(16, 16, 4, 1)},
+    4: {16: Launch(64, 32, 4, 1), 32: Launch(64, 32, 4, 1), 64: Launch(32, 16, 4, 1), 128: Launch(32, 16, 8, 1),
+        256: Launch(16, 16, 4, 1)},
+}  # fmt: skip
 INTERPRETED = Launch(64, 64, 4, 1)
 
 
-def launch_of(table: dict[int, Launch], width: int, dtype: torch.dtype) -> Launch:
+def launch_of(table: dict[int, dict[int, Launch]], width: int, dtype: torch.dtype) -> Launch:
     """The interpreter's cost is per operation on a tile, whatever its size: there the tiles are large."""
-    if interpreting():
-        return INTERPRETED
-    row = table[power_of_two(width)]
-    if dtype == torch.float32:
-        return Launch(row.BLOCK_M, max(16, row.BLOCK_N // 2), row.num_warps, 1)
-    return row
+    return INTERPRETED if interpreting() else table[dtype.itemsize][power_of_two(width)]
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,17 @@ def relative_buckets(span: int, num_buckets: int, max_distance: int, bidirection
 
 
 @functools.lru_cache(maxsize=64)
-def buckets_on(device: torch.device, span: int, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
-    """`relative_buckets` as int32 on the device. They are copied there by the first call alone, which a GPU waits for:
-    a CUDA graph that has them must be captured after a call outside of it."""
-    return relative_buckets(span, num_buckets, max_distance, bidirectional).to(device, torch.int32)
+def buckets_on(device: torch.device, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """`relative_buckets` as int32 on the device, up to the span from which on each side is one bucket.
+
+    They are copied there by the first call alone, which a GPU waits for: a CUDA graph that has them must be captured
+    after a call outside of it.
+    """
+    most = max(max_distance, num_buckets)
+    buckets = relative_buckets(most, num_buckets, max_distance, bidirectional)
+    steps = (buckets[1:] != buckets[:-1]).nonzero()  # T5's last is at 91 of its max_distance of 128
+    span = max(most - int(steps[0]), int(steps[-1]) + 1 - most)
+    return buckets[most - span : most + span + 1].to(device, torch.int32)
 
 
 def make_plan(
@@ -103,9 +115,9 @@ def make_plan(
     buckets = values = slopes = None
     span = 0
     if relative_table is not None:
-        span = max(max_distance, relative_table.shape[0])
-        buckets = buckets_on(q.device, span, relative_table.shape[0], max_distance, bidirectional)
-        values = relative_table.float()[buckets].T.contiguous()  # (nheads, 2 * span + 1)
+        buckets = buckets_on(q.device, relative_table.shape[0], max_distance, bidirectional)
+        span = buckets.shape[0] // 2
+        values = (relative_table.float() * math.log2(math.e))[buckets].T.contiguous()  # (nheads, 2 * span + 1)
     if alibi_slopes is not None:
         slopes = alibi_slopes.float().expand(batch, q.shape[-2])
     nothing = q

@@ -64,15 +64,13 @@ def visible(
 
 @triton.jit
 def scores(
-    q, k, i, j, shift, lenq, lenk, scale, softcap, bias, bias_m, bias_n, values, span, slope,
-    HAS_SOFTCAP: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RELATIVE: tl.constexpr, HAS_ALIBI: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, k, i, j, shift, lenq, lenk, scale, softcap, bias, bias_m, bias_n, slope,
+    HAS_SOFTCAP: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ALIBI: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(scores times log2(e) [M, N], derivative of the cap [M, N]), not masked.
 
-    q [M, D], k [N, D]. bias: this batch row's and head's (seqlen_q, seqlen_k) by strides. values: this head's bias by
-    key position minus query position, from -span to span, beyond which it is constant. slope: this head's of ALiBi,
-    or [M, 1].
+    q [M, D], k [N, D]. bias: this batch row's and head's (seqlen_q, seqlen_k) by strides. slope: this head's of
+    ALiBi, or [M, 1].
     """
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     factor = s
@@ -83,16 +81,13 @@ def scores(
         s = softcap * tanh
     else:
         s = s * scale
-    distance = j[None, :] - i[:, None] - shift
     if HAS_BIAS:
         at = bias + i.to(tl.int64)[:, None] * bias_m + j.to(tl.int64)[None, :] * bias_n
         b = tl.load(at, mask=(i[:, None] < lenq) & (j[None, :] < lenk), other=0.0).to(tl.float32)
         # Many write the lowest float for -inf, and a row of nothing else gives the mean: it must stay finite.
         s += tl.where((b < LOWEST) & (b != float("-inf")), LOWEST, b)
-    if HAS_RELATIVE:
-        s += tl.load(values + tl.minimum(tl.maximum(distance, -span), span) + span)
     if HAS_ALIBI:
-        s -= slope * tl.abs(distance).to(tl.float32)
+        s -= slope * tl.abs(j[None, :] - i[:, None] - shift).to(tl.float32)
     return s * LOG2E, factor
 
 

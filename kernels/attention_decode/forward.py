@@ -33,8 +33,8 @@ def attend(
 ):  # fmt: skip
     """(top, total, acc) with one tile of keys more."""
     s, _ = scores(
-        query, key, i, j, at, lenq, lenk, scale, softcap, nothing, 0, 0, nothing, 0, slope,
-        HAS_SOFTCAP, False, False, HAS_ALIBI, PRECISION,
+        query, key, i, j, at, lenq, lenk, scale, softcap, nothing, 0, 0, slope,
+        HAS_SOFTCAP, False, HAS_ALIBI, PRECISION,
     )  # fmt: skip
     if HAS_RELATIVE:
         distance = j[None, :] - i[:, None] - at

@@ -13,12 +13,16 @@ from ..attention.plan import Launch, buckets_on, launch_of
 from ..attention.split import splits_of
 from ..common.host import power_of_two
 
-# By the padded head_dim (of keys and values, the larger), for 16-bit inputs; float32 takes half of BLOCK_N. BLOCK_M is
-# the most rows of one program. The cache streams through once, so what counts is the bytes under way: two stages of 32
-# or 64 keys, 32 KiB a program at head_dim 64 and 128. There no 16-bit call spills for compute capability 8.0, 9.0 and
-# 10.0, with one query and with several; twice the rows or keys do. None has been timed on a GPU yet.
-DECODE = {16: Launch(32, 64, 4, 3), 32: Launch(32, 64, 4, 3), 64: Launch(32, 64, 4, 3), 128: Launch(32, 32, 4, 3),
-          256: Launch(16, 32, 4, 2)}  # fmt: skip
+# By the bytes of an element, then by the padded head_dim (of keys and values, the larger). BLOCK_M is the most rows of
+# one program. The cache streams through once, so what counts is the bytes under way: two stages of 32 or 64 keys,
+# 32 KiB a program at head_dim 64 and 128. There no 16-bit call spills for compute capability 8.0, 9.0 and 10.0, with
+# one query and with several; twice the rows or keys do. None has been timed on a GPU yet.
+DECODE = {
+    2: {16: Launch(32, 64, 4, 3), 32: Launch(32, 64, 4, 3), 64: Launch(32, 64, 4, 3), 128: Launch(32, 32, 4, 3),
+        256: Launch(16, 32, 4, 2)},
+    4: {16: Launch(32, 32, 4, 1), 32: Launch(32, 32, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 16, 4, 1),
+        256: Launch(16, 16, 4, 1)},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ def make_plan(
     splits = splits_of(programs, keys, q.device)
     buckets, span = None, 0
     if relative_table is not None:
-        span = max(max_distance, relative_table.shape[0])
-        buckets = buckets_on(q.device, span, relative_table.shape[0], max_distance, bidirectional)
+        buckets = buckets_on(q.device, relative_table.shape[0], max_distance, bidirectional)
+        span = buckets.shape[0] // 2
     slopes = None if alibi_slopes is None else alibi_slopes.float().expand(batch, nheads)
     given = dict(
         q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v, relative=relative_table, slopes=slopes, sinks=sinks,

@@ -9,7 +9,7 @@ from ..environment import interpreting
 from ..rules import TRITON_MISSING
 from . import CommandError
 
-HEAD = f"{'op':<17}{'kernel and call':<56}{'target':<9}{'registers':>9}{'spills':>8}{'shared memory':>15}{'limit':>9}"
+HEAD = f"{'op':<17}{'kernel and call':<64}{'target':<9}{'registers':>9}{'spills':>8}{'shared memory':>15}{'limit':>9}"
 
 
 def print_kernels(words: Sequence[str]) -> None:
@@ -41,4 +41,4 @@ def print_kernels(words: Sequence[str]) -> None:
     for op, name, target, entry in work:
         for kernel, needs in catalogue.compiled(entry, name, target):
             numbers = f"{needs.registers:>9}{needs.stack:>8}{needs.shared:>15}{limits[target]:>9}"
-            print(f"{op:<17}{kernel:<56}sm_{target:<6}{numbers}", flush=True)
+            print(f"{op:<17}{kernel:<64}sm_{target:<6}{numbers}", flush=True)
