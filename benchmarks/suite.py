@@ -14,6 +14,7 @@ from .attention_decode import ATTENTION_DECODE
 from .ceilings import Ceilings, drift, measure_ceilings
 from .feed_forward import FEED_FORWARD
 from .generation import GENERATION
+from .huggingface import HUGGINGFACE
 from .layer_norm import LAYER_NORM, RMS_NORM
 from .layers import LAYERS
 from .machine import busy
@@ -33,6 +34,7 @@ ALL = (
     LAYERS,
     TRAINING_STEP,
     GENERATION,
+    HUGGINGFACE,
     SCALING,
 )
 PUBLIC = {"attention_decode"}  # ops of the package that not every version has

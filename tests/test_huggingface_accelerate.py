@@ -33,6 +33,9 @@ def test_the_report_says_what_was_replaced():
         ("T5Attention", "bias in the kernel"): 4,
         ("T5LayerNorm", "norm"): 12,
         ("T5DenseActDense", "feed-forward block"): 4,
+        ("Linear", "linear layer"): 33,  # four in each attention, two in each feed-forward block, the head
+        ("Dropout", "dropout"): 16,  # one in each stack, one behind each of ten parts, one inside each of four
+        ("T5Stack", "encoder without padding"): 1,
     }
     assert report.left == {}
     assert report.count("attention") == 6
@@ -139,19 +142,22 @@ def test_training_with_dropout_is_a_function_of_torchs_seed(name):
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
-def test_dropout_outside_of_attention_falls_where_eagers_does(name):
-    """Both draw from torch's generator in the same order, once attention itself drops nothing."""
+def test_dropout_stands_where_eagers_does(name, monkeypatch):
+    """With torch's dropout, both draw from its generator in the same order, once attention itself drops nothing."""
+    monkeypatch.setattr("undivided.integrations.hf_dropout.dropout", torch.nn.functional.dropout)
     family = training(name)
+    inputs = family.inputs()
+    inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])  # padding would draw numbers in eager alone
     results = []
     for model in pair(family):
         for module in model.train().modules():
             if type(module).__name__ in ("T5Attention", "BartAttention"):
                 module.dropout = 0.0
-        results.append(step(model, family.inputs(), 4))
+        results.append(step(model, inputs, 4))
     (expected, grads), (got, found) = results
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
     good(compare_gradients(found, grads))
-    assert not torch.allclose(expected, valid_logits(ACCELERATED.ours(family), family.inputs()), atol=1e-2)
+    assert not torch.allclose(expected, valid_logits(ACCELERATED.ours(family), inputs), atol=1e-2)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")  # from 5.23 on

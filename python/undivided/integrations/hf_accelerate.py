@@ -6,6 +6,7 @@ import inspect
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -13,12 +14,17 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..dispatch import Call, FeedForwardCall, NormCall, first_willing
 from ..ops.feed_forward_table import FEED_FORWARD
 from ..ops.norm_table import RMS_NORM
-from . import hf_feed_forward, hf_layers, hf_norms, hf_t5
+from . import hf_dropout, hf_feed_forward, hf_layers, hf_norms, hf_packing, hf_t5
 from .hf_attention import SETTINGS
 from .hf_models import NAME, refusal
 from .hf_patch import Patches
 from .hf_report import Report
 
+# The blocks of encoders by class, and whether one runs on tokens without padding.
+ENCODERS = (
+    (hf_t5.BLOCKS, hf_t5.takes_packed),
+    (hf_layers.ENCODERS, hf_layers.takes_packed),
+)
 KEPT = "_undivided_patches"  # where a model keeps what undoes the change
 
 
@@ -33,6 +39,8 @@ def change(model: nn.Module) -> Report:
         if id(getattr(module, "config", None)) not in left_whole:
             change_attention(module, patches, report)
         change_rest(module, patches, report)
+    for module in model.modules():
+        change_encoder(module, patches, report)
     return report
 
 
@@ -96,7 +104,7 @@ def inside(module: nn.Module) -> list[nn.Module]:
 
 
 def change_rest(module: nn.Module, patches: Patches, report: Report) -> None:
-    """Norms, feed-forward blocks, and the layers that write both inline."""
+    """Norms, feed-forward blocks, the layers that write both inline, linear layers and dropout."""
     name = type(module).__name__
     lender = hf_norms.lender(module)
     if lender is not None:
@@ -116,8 +124,26 @@ def change_rest(module: nn.Module, patches: Patches, report: Report) -> None:
     elif name in hf_t5.BLOCKS:
         objection = no_kernel(module, RMS_NORM) or patches.method(module, "forward", hf_t5.Block.forward)
         report.add(module, "norms with the residual sum", objection)
+    elif type(module) is nn.Linear:
+        if module.weight.dtype == torch.float32 and module.weight.device.type == "cpu":
+            report.add(module, "linear layer", patches.method(module, "forward", hf_feed_forward.Linear.forward))
+    elif type(module) is nn.Dropout:
+        report.add(module, "dropout", patches.method(module, "forward", hf_dropout.Dropout.forward))
     elif (why := hf_feed_forward.why_left(module)) is not None:
         report.add(module, "feed-forward block", why)
+
+
+def change_encoder(stack: nn.Module, patches: Patches, report: Report) -> None:
+    """The padding of an encoder all of whose blocks have our forward."""
+    for blocks in stack.children():
+        if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
+            continue
+        for kinds, takes in ENCODERS:
+            if all(type(block).__name__ in kinds and not getattr(block, "is_decoder", False) for block in blocks):
+                ours = all(patches.replaced(block, "forward") for block in blocks)
+                if ours:
+                    hf_packing.patch(stack, list(blocks), takes, patches)
+                report.add(stack, "encoder without padding", None if ours else "not all of its blocks were replaced")
 
 
 def no_kernel(module: nn.Module, table: Any) -> str | None:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import attention
+from ..ops import attention, attention_packed
 from ..reference import RelativeBias, attention_weights
 from ..reference.attention import additive_bias
 from ..reference.mask import positions
-from .hf_masks import KeyMask
+from .hf_masks import KeyMask, PackedMask
 from .hf_models import OWN_PADDING_MASK
 
 # For all models of the process: which backend the ops take.
@@ -35,7 +35,7 @@ def undivided_attention(
     query: Tensor,  # (batch, nheads, seqlen_q, head_dim)
     key: Tensor,  # (batch, nheads_kv, seqlen_k, head_dim)
     value: Tensor,
-    attention_mask: KeyMask | Tensor | None,
+    attention_mask: KeyMask | PackedMask | Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
@@ -61,13 +61,35 @@ def undivided_attention(
     if query.shape[0] == 1 != key.shape[0]:  # learned queries that the whole batch shares
         query = query.expand(key.shape[0], -1, -1, -1)
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    drop = dropout if module.training else 0.0
+    if isinstance(attention_mask, PackedMask):
+        bias = position_bias.bias if isinstance(position_bias, PositionBias) else position_bias
+        return packed(q, k, v, attention_mask, bias, scale=scaling, softcap=softcap, sinks=s_aux, dropout_p=drop), None
     words = mask_words(module, attention_mask, is_causal, sliding_window, q, k)
     if position_bias is not None:
         add_bias(words, position_bias, q, k)
     words.update(scale=scaling, softcap=softcap, sinks=s_aux)
-    out = attention(q, k, v, **words, dropout_p=dropout if module.training else 0.0, backend=SETTINGS["backend"])
+    out = attention(q, k, v, **words, dropout_p=drop, backend=SETTINGS["backend"])
     assert isinstance(out, Tensor)  # a pair only where the lse is asked for
     return out, attention_weights(q, k, **words).to(query.dtype) if output_attentions else None
+
+
+def packed(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask, bias: Any, **words: Any) -> Tensor:
+    """q, k, v: (1, total, nheads, head_dim), of an encoder that sees both ways."""
+    out = attention_packed(
+        q[0],
+        k[0],
+        v[0],
+        cu_seqlens_q=mask.cu_seqlens,
+        cu_seqlens_k=mask.cu_seqlens,
+        max_seqlen_q=mask.longest,
+        max_seqlen_k=mask.longest,
+        bias=bias,
+        **words,
+        backend=SETTINGS["backend"],
+    )
+    assert isinstance(out, Tensor)  # a pair only where the lse is asked for
+    return out[None]
 
 
 def mask_words(

@@ -1,4 +1,4 @@
-"""Hugging Face's feed-forward blocks on ours, for blocks that are a module of their own."""
+"""Hugging Face's feed-forward blocks on ours, for blocks that are a module of their own, and linear layers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.linear import linear
 from .hf_attention import SETTINGS
 from .hf_patch import untouched
 
@@ -92,9 +93,16 @@ def drops_now(dropout: nn.Module) -> bool:
     return type(dropout) is not nn.Dropout or (dropout.training and dropout.p > 0)
 
 
+class Linear:
+    """Lends its forward to torch's Linear. `self` is the module."""
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
 def is_plain(layer: nn.Module, x: Tensor) -> bool:
     """Whether a layer is torch's Linear in x's dtype, so that its weight says all that it does."""
-    return type(layer) is nn.Linear and layer.weight.dtype == x.dtype and untouched(layer)
+    return type(layer) is nn.Linear and layer.weight.dtype == x.dtype and untouched(layer, Linear.forward)
 
 
 def feed_forward(x: Tensor, layers: list[Any], activation: nn.Module) -> Tensor:

@@ -1,4 +1,5 @@
-"""The layers of BART's relatives and of BERT with the residual sums in the norms and the feed-forward block fused.
+"""The layers of BART's relatives, of BERT and of Llama with the residual sums in the norms, BART's and BERT's
+feed-forward blocks fused.
 
 These layers write both inline, so that the whole forward is replaced. Each class here lends its forward to single
 modules of the families in `LAYERS`, whose originals are the same line by line; `self` is the module.
@@ -10,18 +11,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
+from . import hf_dropout
 from .hf_feed_forward import ACTIVATIONS, feed_forward, is_plain
 from .hf_norms import add_norm
+from .hf_packing import without_padding
 from .hf_patch import untouched
 
 POST_NORM = ("Bart", "BlenderbotSmall", "Marian", "PLBart")
 PRE_NORM = ("Blenderbot", "M2M100", "MBart", "Pegasus", "Speech2Text", "Whisper")
+SELF_ATTENTION = (
+    "LlamaDecoderLayer",
+    "MistralDecoderLayer",
+    "MoonshineEncoderLayer",
+    "Qwen2DecoderLayer",
+    "Qwen3DecoderLayer",
+)
+ENCODERS = tuple(f"{name}EncoderLayer" for name in POST_NORM + PRE_NORM)  # that can do without padding
 
 
 def drop(layer: Any, x: Tensor) -> Tensor:
-    return dropout(x, p=layer.dropout, training=layer.training)
+    return hf_dropout.dropout(x, layer.dropout, layer.training)
 
 
 def inner(layer: Any, x: Tensor) -> Tensor:
@@ -29,7 +39,7 @@ def inner(layer: Any, x: Tensor) -> Tensor:
     drops = layer.training and layer.activation_dropout > 0
     if not drops and type(layer.activation_fn).__name__ in ACTIVATIONS and all(is_plain(fc, x) for fc in fcs(layer)):
         return feed_forward(x, fcs(layer), layer.activation_fn)
-    x = dropout(layer.activation_fn(layer.fc1(x)), p=layer.activation_dropout, training=layer.training)
+    x = hf_dropout.dropout(layer.activation_fn(layer.fc1(x)), layer.activation_dropout, layer.training)
     return layer.fc2(x)
 
 
@@ -42,9 +52,14 @@ def needs_clamp(x: Tensor) -> bool:
     return x.dtype == torch.float16
 
 
+def takes_packed(layer: Any, x: Tensor) -> bool:
+    return not needs_clamp(x)
+
+
 class PostNormEncoder:
     """BART: norm(x + f(x))."""
 
+    @without_padding
     def forward(self: Any, hidden_states: Tensor, attention_mask: Any, **kwargs: Any) -> Tensor:
         x = hidden_states
         if needs_clamp(x):
@@ -80,6 +95,7 @@ class PostNormDecoder:
 class PreNormEncoder:
     """mBART, Whisper: x + f(norm(x))."""
 
+    @without_padding
     def forward(self: Any, hidden_states: Tensor, attention_mask: Any, **kwargs: Any) -> Tensor:
         x = hidden_states
         if needs_clamp(x):
@@ -113,6 +129,23 @@ class PreNormDecoder:
         return x + drop(self, inner(self, y))
 
 
+class SelfAttentionLayer:
+    """Llama: x + f(norm(x)), with a feed-forward block that is a module of its own."""
+
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        kwargs |= dict(attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values)
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        y, x = add_norm(self.post_attention_layernorm, attended, hidden_states)
+        return x + self.mlp(y)
+
+
 class BertOutput:
     """norm(input + dropout(dense(x))): the end of BERT's attention and of its feed-forward block."""
 
@@ -138,6 +171,7 @@ LAYERS: dict[str, tuple[str, type]] = {
     **{f"{name}DecoderLayer": ("forward", PostNormDecoder) for name in POST_NORM},
     **{f"{name}EncoderLayer": ("forward", PreNormEncoder) for name in PRE_NORM},
     **{f"{name}DecoderLayer": ("forward", PreNormDecoder) for name in PRE_NORM},
+    **{name: ("forward", SelfAttentionLayer) for name in SELF_ATTENTION},
     "BertSelfOutput": ("forward", BertOutput),
     "BertOutput": ("forward", BertOutput),
     "BertLayer": ("feed_forward_chunk", BertLayer),
@@ -148,6 +182,7 @@ GAINS: dict[type, str] = {
     PostNormDecoder: "feed-forward block, norms with the residual sum",
     PreNormEncoder: "feed-forward block, norms with the residual sum",
     PreNormDecoder: "feed-forward block, norms with the residual sum",
+    SelfAttentionLayer: "norm with the residual sum",
     BertOutput: "norm with the residual sum",
     BertLayer: "feed-forward block",
 }

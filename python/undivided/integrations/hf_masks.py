@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from types import FunctionType
 from typing import Any, ClassVar
 
@@ -22,6 +23,37 @@ from transformers.masking_utils import (
 from ..ops.attention import Window
 from ..ops.checks import readable
 from .hf_models import HAND_ON
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMask:
+    """Stands for the mask of an encoder's attention where the hidden states have no padding.
+
+    Sequence b is tokens cu_seqlens[b] to cu_seqlens[b + 1] (int32 (batch + 1,)) of all; `rows` (total,) int64 are their
+    places in the padded batch, laid out as (batch x seqlen).
+    """
+
+    batch: int
+    seqlen: int
+    longest: int
+    cu_seqlens: Tensor
+    rows: Tensor
+
+    @staticmethod
+    def of(lengths: Tensor, seqlen: int) -> PackedMask:
+        """Of padding on the right by lengths int32 (batch,)."""
+        kept = torch.arange(seqlen) < lengths[:, None]
+        ends = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        return PackedMask(len(lengths), seqlen, int(lengths.max()), ends, kept.flatten().nonzero()[:, 0])
+
+    def take(self, x: Tensor) -> Tensor:
+        """(batch, seqlen, d_model) -> (1, total, d_model)."""
+        return x.flatten(0, 1).index_select(0, self.rows)[None]
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """The inverse of `take`; padding is 0."""
+        whole = x.new_zeros(self.batch * self.seqlen, x.shape[-1])
+        return whole.index_copy(0, self.rows, x[0]).view(self.batch, self.seqlen, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +90,14 @@ class KeyMask:
             if value is not None:
                 words[name] = value.to(device) if isinstance(value, Tensor) else value
         return words
+
+    @cached_property
+    def packed(self) -> PackedMask | None:
+        """For tokens of self-attention that sees both ways; None without padding, or where lengths are not known."""
+        lengths, both_ways = self.key_lengths, self.window == (None, None)
+        if lengths is None or self.mask is not None or not both_ways or self.seqlen_q != self.seqlen_k:
+            return None
+        return PackedMask.of(lengths, self.seqlen_q) if readable(lengths) and lengths.any() else None
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+MISSING = "an attribute that was not there"  # a string: a copy of the model has copies of what undoes its changes
+
 
 @dataclass
 class Patches:
@@ -29,8 +31,12 @@ class Patches:
         self.methods.append((module, name, function))
         return None
 
+    def replaced(self, module: nn.Module, name: str) -> bool:
+        return any(owner is module and method == name for owner, method, _ in self.methods)
+
     def attribute(self, owner: Any, name: str, value: Any) -> None:
-        self.attributes.append((owner, name, getattr(owner, name), value))
+        """Sets an attribute, which may be a new one."""
+        self.attributes.append((owner, name, getattr(owner, name, MISSING), value))
         setattr(owner, name, value)
 
     def undo(self) -> None:
@@ -39,7 +45,11 @@ class Patches:
             if getattr(vars(module).get(name), "__func__", None) is function:
                 delattr(module, name)
         for owner, name, before, after in reversed(self.attributes):
-            if getattr(owner, name) == after:
+            if getattr(owner, name, MISSING) != after:
+                continue
+            if before == MISSING:
+                delattr(owner, name)
+            else:
                 setattr(owner, name, before)
 
 

@@ -17,10 +17,16 @@ from ..reference import RelativeBias
 from .hf_attention import PositionBias
 from .hf_models import NAME
 from .hf_norms import add_norm
+from .hf_packing import without_padding
 from .hf_patch import Patches, untouched
 
 ATTENTION = ("T5Attention", "MT5Attention", "UMT5Attention", "SwitchTransformersAttention")
 BLOCKS = ("T5Block", "MT5Block")
+
+
+def adapted(table: nn.Module) -> bool:
+    """Whether a table is more than its weights say."""
+    return type(table) is not nn.Embedding or not untouched(table)
 
 
 class SelfAttention:
@@ -30,8 +36,7 @@ class SelfAttention:
         self: Any, query_length: int, key_length: int, device: Any = None, past_seen_tokens: int | Tensor = 0
     ) -> Any:
         table = self.relative_attention_bias
-        adapted = type(table) is not nn.Embedding or not untouched(table)
-        if adapted or self.config._attn_implementation != NAME:
+        if adapted(table) or self.config._attn_implementation != NAME:
             return type(self).compute_bias(self, query_length, key_length, device, past_seen_tokens)
         # The parameter itself: under reentrant checkpointing a copy made in one block would have no gradient in others.
         bias = RelativeBias(table.weight, self.relative_attention_max_distance, not self.is_decoder)
@@ -47,6 +52,13 @@ class CrossAttention:
         if self.config._attn_implementation != NAME:
             return torch.zeros(1, self.n_heads, query_length, key_length, device=device, dtype=self.q.weight.dtype)
         return PositionBias(None)
+
+
+def is_compact(attention: Any) -> bool:
+    own = vars(attention).get("compute_bias")
+    return getattr(own, "__func__", None) is SelfAttention.compute_bias and not adapted(
+        attention.relative_attention_bias
+    )
 
 
 def patch(attention: Any, patches: Patches) -> str | None:
@@ -67,9 +79,25 @@ def patch(attention: Any, patches: Patches) -> str | None:
     return None
 
 
+def takes(block: Any, x: Tensor) -> bool:
+    """Whether the fused forward runs.
+
+    It does not call the parts as modules, which is where transformers picks attention weights up; and the original
+    clamps float16 between them.
+    """
+    return x.dtype != torch.float16 and all(untouched(part) for part in block.layer)
+
+
+def takes_packed(block: Any, x: Tensor) -> bool:
+    """Whether it runs on tokens without padding, for which a dense bias has no place."""
+    attention = block.layer[0].SelfAttention
+    return takes(block, x) and not (attention.has_relative_attention_bias and not is_compact(attention))
+
+
 class Block:
     """Lends its forward to the blocks of `BLOCKS`. Each part is x + dropout(f(norm(x))): sum and next norm are one."""
 
+    @without_padding
     def forward(
         self: Any,
         hidden_states: Tensor,
@@ -82,9 +110,7 @@ class Block:
         **kwargs: Any,
     ) -> tuple[Tensor, Any, Any]:
         x, cross_bias = hidden_states, encoder_decoder_position_bias
-        # The parts are not called as modules, which is where transformers picks attention weights up; and the
-        # original clamps float16 between them.
-        if x.dtype == torch.float16 or not all(untouched(part) for part in self.layer):
+        if not takes(self, x):
             given = (attention_mask, position_bias, encoder_hidden_states, encoder_attention_mask, cross_bias)
             return type(self).forward(self, x, *given, past_key_values=past_key_values, **kwargs)
         first, *others, last = self.layer

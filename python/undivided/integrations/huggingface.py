@@ -69,10 +69,13 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
     """Puts a loaded transformers model onto our kernels, in place, and says what it did.
 
     Attention in every part of the model; T5's relative bias inside the kernel, so that no tensor of seqlen_q x seqlen_k
-    is made; layer and RMS norms, with the residual sum where a layer ends in one; feed-forward blocks. Each is
-    replaced on single modules, never on a class: weights, state dict, config and other models stay as they are, and
-    what a hook, an adapter or a dtype makes different at a call runs as before. A feed-forward block that drops
-    between its layers while training does so too.
+    is made; layer and RMS norms, with the residual sum where a layer ends in one; feed-forward blocks; on a CPU linear
+    layers and dropout. Each is replaced on single modules, never on a class: weights, state dict, config and other
+    models stay as they are, and what a hook, an adapter or a dtype makes different at a call runs as before. A
+    feed-forward block that drops between its layers while training does so too.
+
+    On a CPU the encoders of T5, BART and their relatives leave padding on the right out: what their last block gives
+    there is 0, which masks hide. Dropout draws from torch's default generator, but other numbers than torch's own.
 
     Args:
         model: on the device and in the dtype where it will run: a part for which no kernel runs there is left. A part
