@@ -1,5 +1,6 @@
 """Batches, schedule, checkpoints and the loop, with a stand-in model so that failures here are the trainer's own."""
 
+import dataclasses
 import io
 import math
 import os
@@ -19,9 +20,10 @@ from undivided.training import trainer as trainer_module
 from undivided.training.batches import Batches, Examples
 from undivided.training.checkpoint import load_training, save_training, write_atomically
 from undivided.training.log import Display, MetricsLog, read_log
+from undivided.training.loss import token_loss
 from undivided.training.schedule import Budget, Schedule
 from undivided.training.settings import Settings, choose_device, choose_dtype
-from undivided.training.trainer import Result, Trainer, token_loss
+from undivided.training.trainer import Result, Trainer
 
 VOCABULARY = 9
 
@@ -169,6 +171,15 @@ def test_padding_adds_nothing_to_the_loss() -> None:
     assert float(loss.detach()) < 10 and bool((logits.grad[1, 2:] == 0).all())
 
 
+def test_label_smoothing_spreads_its_part_over_all_symbols() -> None:
+    batch = Examples([([3, 4], [5, 6, 7]), ([3], [8])], "cpu").batch(torch.tensor([0, 1]))
+    logits = torch.randn(2, 4, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    log_p, inside = logits.log_softmax(-1), batch.targets > 0
+    right = log_p.gather(-1, batch.targets[..., None])[..., 0][inside].mean()
+    wanted = -(0.7 * right + 0.3 * log_p.mean(-1)[inside].mean())
+    torch.testing.assert_close(token_loss(logits, batch, label_smoothing=0.3), wanted)
+
+
 def test_training_learns_logs_and_keeps_the_best(tmp_path: Path) -> None:
     trainer = make(tmp_path, steps=150, lr=1e-2)
     result = run(trainer)
@@ -202,6 +213,60 @@ def test_accumulated_batches_have_the_gradient_of_one_large_batch(tmp_path: Path
     torch.testing.assert_close(seen, wanted)
     assert float(trainer.loss_sum) == pytest.approx(loss) and trainer.loss_count == 1
     assert trainer.batches.position() == {"epoch": 0, "index": 3}
+
+
+def test_a_gradient_is_clipped_to_its_norm_over_all_weights(tmp_path: Path) -> None:
+    trainer, seen = make(tmp_path, clip=0.01), []
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (seen.extend(w.grad.clone() for w in trainer.model.parameters()), step())  # type: ignore
+    trainer.update(1e-3)
+    assert float(torch.cat([one.flatten() for one in seen]).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_autocast_computes_in_bfloat16_and_learns_in_float32(tmp_path: Path) -> None:
+    seen: list[torch.dtype] = []
+    trainers = []
+    for dtype in ("float32", "bfloat16"):
+        trainers.append(make(tmp_path / dtype, dtype=dtype, steps=20, lr=1e-2))
+        trainers[-1].model.out.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+        run(trainers[-1])
+    assert seen == [torch.float32] * 20 + [torch.bfloat16] * 20
+    half = trainers[1]
+    assert {value.dtype for value in half.model.state_dict().values()} == {torch.float32}
+    assert {value.dtype for one in half.optimizer.state.values() for value in one.values()} == {torch.float32}
+    full, low = ([one["loss"] for one in read_log(t.out / "log.jsonl") if one["kind"] == "train"] for t in trainers)
+    assert low != full and low == pytest.approx(full, rel=2e-2) and low[-1] < low[0]
+
+
+def test_the_seed_decides_the_run(tmp_path: Path) -> None:
+    logs = []
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        run(make(tmp_path / name, seed=seed, steps=9))
+        logs.append(without_time(read_log(tmp_path / name / "log.jsonl")))
+    assert logs[0] == logs[1] and logs[0] != logs[2]
+
+
+def test_a_checkpoint_comes_after_so_many_updates(tmp_path: Path) -> None:
+    trainer = make(tmp_path, evaluations=1, checkpoint_steps=7)
+
+    def kill(step: int) -> None:
+        if step == 24:
+            raise MemoryError("killed")
+
+    trainer.model.before_step = kill
+    with pytest.raises(MemoryError):
+        run(trainer)
+    assert load_training(tmp_path / "last.pt")["step"] == 21
+
+
+def test_an_update_with_nothing_to_predict_changes_no_number_to_nan(tmp_path: Path) -> None:
+    """Of a text that hides nothing there is nothing to learn."""
+    trainer = make(tmp_path)
+    empty = Examples(pairs(), "cpu").batch(torch.arange(16))
+    none = dataclasses.replace(empty, targets=torch.zeros_like(empty.targets), tokens=0, all_tokens=0)
+    trainer.batches = iter([none])
+    trainer.update(1e-3)
+    assert float(trainer.loss_sum) == 0 and all(one.isfinite().all() for one in trainer.model.parameters())
 
 
 def test_a_run_ends_early_when_nothing_gets_better(tmp_path: Path) -> None:
@@ -331,6 +396,8 @@ def test_minutes_restore_the_time_that_was_spent(tmp_path: Path, monkeypatch: py
     assert result.steps == 60 and result.seconds == 60.0
     rates = {record["step"]: record["lr"] for record in read_log(tmp_path / "log.jsonl") if record["kind"] == "train"}
     assert rates[33] == pytest.approx(first.settings.schedule.rate(32 / 60))
+    scored = [record["step"] for record in read_log(tmp_path / "log.jsonl") if record["kind"] == "dev"]
+    assert scored == [15, 30, 45, 60]  # by the minute
 
 
 def test_an_interrupt_finishes_the_update_and_writes_a_checkpoint(tmp_path: Path) -> None:
@@ -385,6 +452,15 @@ def test_averaged_weights_are_scored_and_the_weights_come_back(tmp_path: Path) -
     assert read_log(tmp_path / "log.jsonl")[-1]["wer"] == float(trainer.average["out.weight"].abs().sum())
 
 
+def test_the_average_forgets_faster_in_the_beginning(tmp_path: Path) -> None:
+    trainer = make(tmp_path, ema=0.25)
+    wanted = trainer.model.out.weight.detach().clone()
+    for decay in (2 / 11, 3 / 12, 0.25):  # (1 + step) / (10 + step), up to ema
+        trainer.update(1e-2)
+        wanted = decay * wanted + (1 - decay) * trainer.model.out.weight.detach()
+        torch.testing.assert_close(trainer.average["out.weight"], wanted)
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_training(path, {"step": 1})
@@ -423,6 +499,10 @@ def test_a_log_with_half_a_line_is_read_up_to_it(tmp_path: Path) -> None:
     [
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"accumulate": 0}, "accumulate=0 must be at least 1"),
+        ({"batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
+        ({"checkpoint_steps": 0}, "checkpoint_steps=0 must be at least 1"),
+        ({"batches": "loose"}, "batches='loose' is unknown; allowed: padded, packed"),
+        ({"parallel": "pipeline"}, "parallel='pipeline' is unknown; allowed: ddp, fsdp"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"ema": 1.0}, "ema=1.0"),
         ({"dtype": "int8"}, "dtype='int8' is unknown; allowed: float32"),

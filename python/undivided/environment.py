@@ -26,3 +26,9 @@ def cpu_variant() -> str | None:
 def interpreting() -> bool:
     """`TRITON_INTERPRET`, Triton's own variable: its kernels run in Python on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def torchrun_restarts() -> int | None:
+    """`TORCHELASTIC_RESTART_COUNT`, torchrun's own: how often it has started its processes anew; None outside it."""
+    value = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    return None if value is None else int(value)

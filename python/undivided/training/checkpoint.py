@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 LAST, BEST, LOG = "last.pt", "best.safetensors", "log.jsonl"
+SHARDS = "shards"  # in last.pt, where its tensors are in a folder beside it: the name of that folder
 FORMAT = 1
 
 
@@ -55,6 +57,12 @@ def load_training(path: Path) -> dict[str, Any]:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path} has format {found}, this version reads {FORMAT}")
     return state
+
+
+def remove_shards(out: Path, name: str | None) -> None:
+    """Removes a folder of tensors beside a `last.pt` that does not name it any more."""
+    if name is not None:
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def random_state() -> dict[str, Any]:

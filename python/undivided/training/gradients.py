@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch
+from .loss import token_loss
 from .shapes import Shape
-from .trainer import token_loss
 
 
 def input_gradients(model: nn.Module, shape: Shape, batch: Batch) -> Tensor:
@@ -20,7 +20,13 @@ def input_gradients(model: nn.Module, shape: Shape, batch: Batch) -> Tensor:
 
     Args:
         model: its encoder's embedding is called once, in `encoder.embedding`. Nothing in it changes.
+        batch: a padded one.
+
+    Raises:
+        TypeError: the batch is packed.
     """
+    if not isinstance(batch.src_lengths, Tensor):
+        raise TypeError("input_gradients needs a padded batch, this one is packed")
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

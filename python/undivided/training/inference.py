@@ -31,19 +31,26 @@ def answer(
     inputs: Sequence[Symbols],
     batch_size: int = 512,
     advance: Progress | None = None,
+    beams: int = 1,
 ) -> list[Symbols]:
-    """The likeliest answer to every input, in the order of `inputs`; a sequence is searched for greedily.
+    """The likeliest answer to every input, in the order of `inputs`.
 
     Args:
         model: in evaluation mode, of the task's shape.
         inputs: symbols; inputs of like length share a batch.
         advance: called with the number of inputs done since the last call.
+        beams: hypotheses in the search for a sequence, 1 is greedy; a batch has so many times fewer inputs.
+
+    Raises:
+        ValueError: `beams` is below 1, or above 1 for labels, which are not searched for.
     """
     device, shape = device_of(model), SHAPES[task.shape]
+    if beams < 1 or (beams > 1 and not shape.shifted):
+        raise ValueError(f"beams={beams} must be 1 for a task from {task.shape.replace('-', ' ')}, else at least 1")
     answers: dict[int, Symbols] = {}
-    for numbers in by_length(inputs, batch_size):
+    for numbers in by_length(inputs, max(1, batch_size // beams)):
         src, src_lengths = pad([source.encode(inputs[number]) for number in numbers])
-        ids = shape.answer(model, src.to(device), src_lengths.to(device), task.longest_output)
+        ids = shape.answer(model, src.to(device), src_lengths.to(device), task.longest_output, beams)
         answers.update(zip(numbers, map(target.decode, ids.tolist()), strict=True))
         if advance is not None:
             advance(len(numbers))
@@ -83,7 +90,7 @@ def cross_attention(saved: SavedModel, symbols: Symbols, answered: Symbols) -> T
     if not hasattr(saved.model, "cross_attention"):
         raise ValueError(f"model={saved.kind!r} has no cross attention, so there is no map of it")
     device = device_of(saved.model)
-    src = torch.tensor([saved.source.encode(symbols)], device=device)
+    src = pad([saved.source.encode(symbols)])[0].to(device)
     tgt = torch.tensor([[BEGIN, *saved.target.encode(answered)]], device=device)
     maps = saved.model.cross_attention(src, tgt)  # type: ignore[operator]
     return torch.stack(maps).mean((0, 1, 2)).float().cpu()

@@ -35,6 +35,19 @@ class MetricsLog:
         self._file.close()
 
 
+class NoLog:
+    """What the ranks have that write nothing."""
+
+    def write(self, **record: Any) -> None:
+        pass
+
+    def position(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
 class TensorBoardLog(MetricsLog):
     """The same lines, and their numbers for TensorBoard in the folder `tensorboard` beside the file.
 

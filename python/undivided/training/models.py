@@ -15,9 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..tasks import N_TO_1, N_TO_M, N_TO_N, Task, Vocabulary, from_header, task, to_header
+from ..tasks import LEFT_TO_RIGHT, N_TO_1, N_TO_M, N_TO_N, Task, Vocabulary, from_header, task, to_header
+from ..tasks.frames import Frames
 from ..tasks.spelling import SpelledWords
 from .checkpoint import BEST, write_atomically
+from .frames import FrameEmbedding
 from .spelling import WordEmbedding
 
 METADATA = "undivided"
@@ -26,22 +28,28 @@ METADATA = "undivided"
 @dataclass(frozen=True)
 class Kind:
     """A row of the table of models: the module, its config dataclass (`src_vocab`, `tgt_vocab` and options), a class
-    for each shape of task, and the options that the kind itself decides.
+    for each shape of task, the options that the kind itself decides, and whether it takes packed batches.
 
     A model is made by `model(config)` and has `config`. From N to M it is called as `model(src, tgt, src_lengths=,
-    tgt_lengths=)` for logits and has `generate`; from N to N and N to 1 it is called as `model(src, src_lengths=)`.
+    tgt_lengths=)` for logits and has `generate`; otherwise it is called as `model(src, src_lengths=)`.
     """
 
     module: str
     config: str
     models: Mapping[str, str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    packs: bool = False
 
 
 _HEADS = {N_TO_N: "TokenClassifier", N_TO_1: "SequenceClassifier"}
 
 KINDS = {
-    "transformer": Kind("undivided.transformer", "Config", {N_TO_M: "Transformer", **_HEADS}),
+    "transformer": Kind(
+        "undivided.transformer",
+        "Config",
+        {N_TO_M: "Transformer", LEFT_TO_RIGHT: "NextToken", **_HEADS},
+        packs=True,
+    ),
     **{
         cell: Kind("undivided.baselines", "Config", {N_TO_M: "Seq2Seq", **_HEADS}, {"cell": cell})
         for cell in ("rnn", "gru", "lstm")
@@ -90,6 +98,8 @@ def build(kind: str, shape: str, source: Vocabulary, target: Vocabulary, options
     model = getattr(module, row.models[shape])(config(**sizes, **{**options, **row.fixed}))
     if isinstance(source, SpelledWords):
         model.encoder.embedding = WordEmbedding(len(source), model.config.d_model)
+    if isinstance(source, Frames):
+        model.encoder.embedding = FrameEmbedding(model.config.d_model)
     return model
 
 
@@ -117,7 +127,8 @@ def save_model(
         "target": to_header(target),
         "about": about,
     }
-    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    # Copies, since the format refuses one table under two names, which a shared embedding has.
+    weights = {name: value.detach().contiguous().clone() for name, value in model.state_dict().items()}
     write_atomically(path, lambda temporary: save_file(weights, temporary, {METADATA: json.dumps(header)}))
 
 

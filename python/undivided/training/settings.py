@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from .parallel import PARALLEL
 from .schedule import SCHEDULES, Budget, Schedule
 
+BATCHES = ("padded", "packed")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -17,11 +19,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Settings:
     """One training. `steps` or `minutes` is the budget; `model_options` override fields of the model's config.
 
+    A batch is `batch_size` pairs of like length or, where `batch_tokens` is given, as many as have that number of
+    symbols, source and target together; in `batches` that are "padded" the padding counts, "packed" ones have none.
     `accumulate` batches make one update, with the gradient of all of their targets together. `warmup` and `floor` are
     parts of the budget and of `lr`, which falls as `lr_decay` says; `clip` is the largest norm of the gradient (0: no
     limit); `ema` is the decay of the averaged weights that are scored and kept (None: the weights themselves);
     `evaluations` spreads that many development scores, on `dev_words` examples (0: all), evenly over the budget; after
-    `patience` scores in a row that are no better than the best, the training ends (None: never).
+    `patience` scores in a row that are no better than the best, the training ends (None: never). A checkpoint is
+    written with each score, after `checkpoint_seconds` and after `checkpoint_steps` updates (None: by the clock alone).
+
+    For the processes of torchrun, `parallel` is "ddp" (as is None), all weights on each, or "fsdp", a part on each.
 
     For fine-tuning: `start` is the checkpoint that the weights came from, the lowest `freeze` layers stay as they were,
     and each layer learns `layer_rate` times as fast as the one above it (Howard, Ruder 2018).
@@ -34,7 +41,9 @@ class Settings:
     model: str = "transformer"
     steps: int | None = None
     minutes: float | None = None
+    batches: str = "padded"
     batch_size: int = 128
+    batch_tokens: int | None = None
     accumulate: int = 1
     lr: float = 3e-3
     lr_decay: str = "cosine"
@@ -51,19 +60,23 @@ class Settings:
     dev_words: int = 500
     log_every: int = 20
     checkpoint_seconds: float = 60.0
+    checkpoint_steps: int | None = None
     patience: int | None = None
     tensorboard: bool = False
+    parallel: str | None = None
     start: str | None = None
     freeze: int = 0
     layer_rate: float = 1.0
     model_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.lr_decay not in SCHEDULES:
-            raise ValueError(f"lr_decay={self.lr_decay!r} is unknown; allowed: {', '.join(SCHEDULES)}")
+        for name, allowed in (("lr_decay", tuple(SCHEDULES)), ("batches", BATCHES), ("parallel", (None, *PARALLEL))):
+            if getattr(self, name) not in allowed:
+                names = ", ".join(one for one in allowed if one)
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; allowed: {names}")
         _ = self.budget, self.schedule
         lowest = {"batch_size": 1, "accumulate": 1, "evaluations": 1, "log_every": 1, "patience": 1}
-        lowest |= {"dev_words": 0, "clip": 0, "freeze": 0}
+        lowest |= {"batch_tokens": 1, "checkpoint_steps": 1, "dev_words": 0, "clip": 0, "freeze": 0}
         for name, low in lowest.items():
             value = getattr(self, name)
             if value is not None and value < low:

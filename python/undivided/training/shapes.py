@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..tasks import N_TO_1, N_TO_M, N_TO_N
+from ..tasks import LEFT_TO_RIGHT, N_TO_1, N_TO_M, N_TO_N
 from ..tasks.vocabulary import SPECIAL
 from .batches import Batch
 
@@ -18,12 +18,12 @@ class Shape:
     """A row of the table of shapes.
 
     `shifted`: targets are written symbol by symbol, each from those before it. `logits(model, batch)` gives (batch,
-    targets, vocabulary). `answer(model, src, src_lengths, longest)` gives ids (batch, n).
+    targets, vocabulary). `answer(model, src, src_lengths, longest, beams)` gives ids (batch, n).
     """
 
     shifted: bool
     logits: Callable[[nn.Module, Batch], Tensor]
-    answer: Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+    answer: Callable[[nn.Module, Tensor, Tensor, int, int], Tensor]
 
 
 def sequence_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -38,19 +38,19 @@ def one_logits(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch.src, src_lengths=batch.src_lengths)[:, None]
 
 
-def greedy(model: nn.Module, src: Tensor, src_lengths: Tensor, longest: int) -> Tensor:
+def searched(model: nn.Module, src: Tensor, src_lengths: Tensor, longest: int, beams: int) -> Tensor:
     """Ids (batch, n), n <= longest, without begin; what follows the first end means nothing."""
-    return model.generate(src, src_lengths=src_lengths, max_length=longest)  # type: ignore[operator]
+    return model.generate(src, src_lengths=src_lengths, max_length=longest, beams=beams)  # type: ignore[operator]
 
 
-def token_labels(model: nn.Module, src: Tensor, src_lengths: Tensor, longest: int) -> Tensor:
+def token_labels(model: nn.Module, src: Tensor, src_lengths: Tensor, longest: int, beams: int) -> Tensor:
     """The likeliest label of every symbol, padding behind the last."""
     labels = likeliest(model(src, src_lengths=src_lengths))
     beyond = torch.arange(labels.shape[1], device=labels.device) >= src_lengths[:, None]
     return labels.masked_fill(beyond, 0)
 
 
-def one_label(model: nn.Module, src: Tensor, src_lengths: Tensor, longest: int) -> Tensor:
+def one_label(model: nn.Module, src: Tensor, src_lengths: Tensor, longest: int, beams: int) -> Tensor:
     return likeliest(model(src, src_lengths=src_lengths))[:, None]
 
 
@@ -60,7 +60,8 @@ def likeliest(logits: Tensor) -> Tensor:
 
 
 SHAPES = {
-    N_TO_M: Shape(True, sequence_logits, greedy),
+    N_TO_M: Shape(True, sequence_logits, searched),
     N_TO_N: Shape(False, token_logits, token_labels),
     N_TO_1: Shape(False, one_logits, one_label),
+    LEFT_TO_RIGHT: Shape(False, token_logits, token_labels),
 }

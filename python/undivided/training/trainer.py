@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..tasks import N_TO_M
-from .batches import Batch, Batches, Examples
-from .checkpoint import BEST, LAST, LOG, random_state, restore_random, save_training
+from .batches import Batches, Examples, mixed_seed
+from .checkpoint import BEST, LOG, random_state, restore_random
 from .finetuning import rates
-from .log import Display, open_log
+from .interrupt import stop_on_interrupt
+from .log import Display, NoLog, open_log
+from .loss import summed_loss
+from .parallel import Alone, spread
 from .settings import DTYPES, Settings
 from .shapes import SHAPES, Shape
+from .world import ALONE, World
 
 Scores = dict[str, float]
 
@@ -39,13 +40,16 @@ class Result:
 class Trainer:
     """Trains `model` on `examples` until the budget of `settings` is spent.
 
+    With the processes of `world`, each has its share of every batch, and the weights lie as `settings.parallel` says;
+    all of them make the same calls. Rank 0 scores, writes and speaks, and its clock and its interrupts count.
+
     Args:
         settings: see `Settings`.
         model: of the kind that `shape` calls.
         examples: the pairs, on the device of the training.
         score: gives the development scores of a model; `metric` names the one that counts.
         save_best: `save_best(path, model, about)` writes a model that can be used; `about` is plain data.
-        out: the folder for `last.pt`, `best.safetensors` and `log.jsonl`.
+        out: the folder for `last.pt` (and the shards that it names), `best.safetensors` and `log.jsonl`.
         state: what a `last.pt` held, to go on from there.
         better: `better(a, b)` says whether scores a are better than b; by default those with the lower `metric` are.
     """
@@ -62,50 +66,59 @@ class Trainer:
         state: dict[str, Any] | None = None,
         shape: Shape = SHAPES[N_TO_M],
         better: Callable[[Scores, Scores], bool] | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.settings, self.model, self.out = settings, model.to(settings.device), out
+        self.settings, self.out, self.world, self.metric = settings, out, world, metric
         self.score, self.save_best, self.shape = score, save_best, shape
         self.better = better or (lambda a, b: a[metric] < b[metric])
-        self.optimizer = make_optimizer(model, settings)
-        self.batches = Batches(examples, settings.batch_size, settings.seed)
-        self.average = {k: v.clone() for k, v in model.state_dict().items()} if settings.ema else None
+        self.spread: Alone = spread(model.to(settings.device), world, settings.parallel)
+        self.model = self.spread.model
+        self.optimizer = make_optimizer(self.model, settings)
+        packed = settings.batches == "packed"
+        self.batches = Batches(examples, settings.batch_size, settings.seed, settings.batch_tokens, packed, world)
+        self.average = {k: v.clone() for k, v in self.model.state_dict().items()} if settings.ema else None
         self.step, self.spent, self.evaluated = 0, 0.0, 0
         self.best: Scores = {}
         self.unimproved = 0  # development scores since the best one
         # Losses since the last line of the log, summed on the device: reading one would make a GPU wait.
         self.loss_sum, self.loss_count, self.loss = torch.zeros((), device=settings.device), 0, float("nan")
+        if not world.main:
+            torch.manual_seed(mixed_seed(settings.seed, "rank", world.rank))  # ranks drop out unlike things
         if state is not None:
             self._restore(state)
-        self.log = open_log(out / LOG, state["log_position"] if state else 0, settings.tensorboard, self.step)
+        position = state["log_position"] if state else 0
+        self.log = open_log(out / LOG, position, settings.tensorboard, self.step) if world.main else NoLog()
 
     def run(self, display: Display) -> Result:
         """Trains to the end of the budget, or to the first SIGINT; either way the last state is in `last.pt`."""
         settings = self.settings
         started, first_step, resumed_at = time.monotonic(), self.step, self.spent
-        saved = started
+        saved, saved_step = started, self.step
+        if not self.world.main:
+            display = Display("", self.metric, quiet=True)
         with stop_on_interrupt() as stopped, display:
             while True:
-                self.spent = resumed_at + time.monotonic() - started
+                late = time.monotonic() - saved >= settings.checkpoint_seconds
+                now = (resumed_at + time.monotonic() - started, stopped(), late)
+                self.spent, stop, late = self.world.from_main(now)
                 fraction = settings.budget.fraction(self.step, self.spent)
-                if int(fraction * settings.evaluations) > self.evaluated:
+                if due := int(fraction * settings.evaluations) > self.evaluated:
                     self.evaluated = int(fraction * settings.evaluations)
                     self._evaluate(display)
                     self.spent = resumed_at + time.monotonic() - started
-                    saved = self._save()
-                if fraction >= 1 or stopped() or self._hopeless():
+                if due or late or self.step - saved_step == settings.checkpoint_steps:
+                    self._save()
+                    saved, saved_step = time.monotonic(), self.step
+                if fraction >= 1 or stop or self._hopeless():
                     break
                 self.update(settings.schedule.rate(fraction))
                 if self.step % settings.log_every == 0:
-                    self._log_losses(fraction)
+                    self._log_losses()
                     seconds = max(time.monotonic() - started, 1e-9)
                     display.step(fraction, self.step, self.loss, (self.step - first_step) / seconds)
-                if time.monotonic() - saved >= settings.checkpoint_seconds:
-                    self.spent = resumed_at + time.monotonic() - started
-                    saved = self._save()
-        interrupted = settings.budget.fraction(self.step, self.spent) < 1 and not self._hopeless()
         self._save()
         self.log.close()
-        return Result(self.step, self.spent, self.best, interrupted)
+        return Result(self.step, self.spent, self.best, fraction < 1 and not self._hopeless())
 
     def _hopeless(self) -> bool:
         return self.settings.patience is not None and self.unimproved >= self.settings.patience
@@ -117,10 +130,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("part", 1.0)
         batches = [next(self.batches) for _ in range(settings.accumulate)]
-        tokens = sum(batch.tokens for batch in batches)
+        tokens = max(1, sum(batch.all_tokens for batch in batches))  # there may be nothing to predict
         for batch in batches:
-            loss = self._loss(batch) * (batch.tokens / tokens)
-            loss.backward()
+            with self.spread.accumulating(last=batch is batches[-1]):
+                with autocast(settings):
+                    logits = self.shape.logits(self.spread.module, batch)
+                loss = summed_loss(logits, batch.targets, settings.label_smoothing) / tokens
+                (loss * self.world.size).backward()  # the ranks' gradients are averaged, and should be added
             self.loss_sum += loss.detach()
         if settings.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
@@ -130,16 +146,10 @@ class Trainer:
         self.loss_count += 1
         if self.average is not None and settings.ema:
             # The early average forgets faster, or the random start would stay in it for 1 / (1 - ema) updates.
-            update_average(self.average, self.model, min(settings.ema, (1 + self.step) / (10 + self.step)))
+            update_average(self.average, self.spread, min(settings.ema, (1 + self.step) / (10 + self.step)))
 
-    def _loss(self, batch: Batch) -> Tensor:
-        with autocast(self.settings):
-            logits = self.shape.logits(self.model, batch)
-        return token_loss(logits, batch, self.settings.label_smoothing)
-
-    def _log_losses(self, fraction: float) -> None:
-        self._check_finite()
-        self.loss = float(self.loss_sum) / max(self.loss_count, 1)
+    def _log_losses(self) -> None:
+        self.loss = self._total_loss() / max(self.loss_count, 1)
         self.loss_sum.zero_()
         self.loss_count = 0
         rate = self.optimizer.param_groups[-1]["lr"]  # that of the top layer
@@ -152,69 +162,59 @@ class Trainer:
             seconds=round(self.spent, 3),
         )
 
-    def _check_finite(self) -> None:
-        total = float(self.loss_sum)
+    def _total_loss(self) -> float:
+        """Of all ranks, since the last line of the log."""
+        total = sum(self.world.gathered(float(self.loss_sum)))
         if not abs(total) < float("inf"):
             raise ValueError(f"the loss is {total} at update {self.step}: lower --lr ({self.settings.lr}) or --clip")
+        return total
 
     def _evaluate(self, display: Display) -> None:
-        self._check_finite()
-        with self._averaged():
-            self.model.eval()
-            with torch.no_grad(), autocast(self.settings):
-                scores = self.score(self.model)
+        self._total_loss()
+        with self.spread.scored(self.average) as scored:
+            scores = self.world.from_main({} if scored is None else self._scores(scored))
             self.unimproved += 1
             if not self.best or self.better(scores, self.best):
                 self.best, self.unimproved = scores, 0
-                about = {"step": self.step, "seconds": round(self.spent, 1), "dev": scores}
-                self.save_best(self.out / BEST, self.model, {**about, "settings": self.settings.to_dict()})
+                if scored is not None:
+                    about = {"step": self.step, "seconds": round(self.spent, 1), "dev": scores}
+                    self.save_best(self.out / BEST, scored, {**about, "settings": self.settings.to_dict()})
         self.log.write(kind="dev", step=self.step, seconds=round(self.spent, 3), **scores)
         display.score(self.step, self.spent, self.loss, scores)
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Inside, the model holds the averaged weights, where there are any."""
-        if self.average is None:
-            yield
-            return
-        own = {key: value.clone() for key, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(own)
+    def _scores(self, model: nn.Module) -> Scores:
+        model.eval()
+        with torch.no_grad(), autocast(self.settings):
+            return self.score(model)
 
-    def _save(self) -> float:
-        self._check_finite()  # a state that cannot go on must not replace one that can
+    def _save(self) -> None:
+        total = self._total_loss()  # a state that cannot go on must not replace one that can
+        first, *others = self.world.gathered(random_state())
         state = {
             "settings": self.settings.to_dict(),
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "random": random_state(),
+            "random": first,
+            "random_of_others": others,
             "position": self.batches.position(),
             "step": self.step,
             "spent": self.spent,
             "evaluated": self.evaluated,
             "best": self.best,
             "unimproved": self.unimproved,
-            "losses": (float(self.loss_sum), self.loss_count, self.loss),
+            "losses": (total, self.loss_count, self.loss),
             "log_position": self.log.position(),
         }
-        save_training(self.out / LAST, state)
-        return time.monotonic()
+        self.spread.save(self.out, state, self.optimizer, self.average)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average = {key: value.to(self.settings.device) for key, value in state["average"].items()}
-        self.optimizer.load_state_dict(state["optimizer"])
-        restore_random(state["random"])
+        self.spread.restore(self.out, state, self.optimizer, self.average)
+        generators = [state["random"], *state.get("random_of_others", ())]
+        if self.world.rank < len(generators):  # with more ranks than before, the others' begin anew
+            restore_random(generators[self.world.rank])
         self.batches.restore(state["position"])
         self.step, self.spent, self.evaluated = state["step"], state["spent"], state["evaluated"]
         self.best, self.unimproved = dict(state["best"]), state.get("unimproved", 0)
         total, self.loss_count, self.loss = state["losses"]
-        self.loss_sum.fill_(total)
+        self.loss_sum.fill_(total if self.world.main else 0.0)
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
@@ -234,13 +234,6 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), fused=True)
 
 
-def token_loss(logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over the targets that are no padding, in float32, as a 0-d tensor."""
-    flat, targets = logits.flatten(0, 1).float(), batch.targets.flatten()
-    total = functional.cross_entropy(flat, targets, ignore_index=0, reduction="sum", label_smoothing=label_smoothing)
-    return total / batch.tokens
-
-
 def autocast(settings: Settings) -> Any:
     """Mixed precision where the settings ask for less than float32; weights stay in float32."""
     if settings.dtype == "float32":
@@ -249,30 +242,11 @@ def autocast(settings: Settings) -> Any:
 
 
 @torch.no_grad()
-def update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+def update_average(average: dict[str, Tensor], spread: Alone, decay: float) -> None:
     """average <- decay * average + (1 - decay) * weights; what is not floating point is copied."""
-    current = model.state_dict()
-    floating = [key for key, value in average.items() if value.is_floating_point()]
-    torch._foreach_lerp_([average[key] for key in floating], [current[key] for key in floating], 1 - decay)
-    for key in average.keys() - set(floating):
-        average[key].copy_(current[key])
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Inside, the first SIGINT only sets a flag, so that an update is finished; a second one raises as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(received)
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    old = [spread.local(value) for value in average.values()]
+    new = [spread.local(value) for value in spread.model.state_dict().values()]
+    floating = [index for index, value in enumerate(old) if value.is_floating_point()]
+    torch._foreach_lerp_([old[index] for index in floating], [new[index] for index in floating], 1 - decay)
+    for index in set(range(len(old))) - set(floating):
+        old[index].copy_(new[index])
