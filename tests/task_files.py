@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import random
 import tarfile
+import wave
 import zipfile
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,52 @@ def languages(made: random.Random, train: int, scored: int) -> bytes:
                     entry.size = len(text)
                     tar.addfile(entry, io.BytesIO(text))
     return packed.getvalue()
+
+
+OLD = "hath thou lo ye unto saith doth thine nay".split()
+OLD_AND_NEW = dict(zip(OLD, "has you see all to says does your no".split(), strict=True))
+
+
+def write_verses(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Verses of old words; each has one new word."""
+    made, contents = random.Random(4), {}
+    for part, count in (("Train", 200), ("Dev", 10), ("Test", 20)):
+        verses = [made.choices(list(OLD_AND_NEW), k=made.randint(4, 9)) for _ in range(count)]
+        contents[f"YLTToBBE.{part}.sourc"] = "".join(f"<BBE> {' '.join(verse)}\n" for verse in verses).encode()
+        new = (" ".join(OLD_AND_NEW[word] for word in verse) for verse in verses)
+        contents[f"YLTToBBE.{part}.tgt"] = "".join(f"{verse}\n" for verse in new).encode()
+    write(folder, "bible-ylt-bbe", contents, patch)
+
+
+def tone(digit: int, pitch: float, seconds: float, rate: int = 8000) -> bytes:
+    """A digit that is spoken as a tone, 16-bit samples."""
+    hertz = 200 * 1.35**digit * pitch  # up to 3 kHz
+    return b"".join(
+        round(9000 * math.sin(2 * math.pi * hertz * n / rate)).to_bytes(2, "little", signed=True)
+        for n in range(round(seconds * rate))
+    )
+
+
+def wav(samples: bytes, rate: int = 8000) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as written:
+        written.setnchannels(1)
+        written.setsampwidth(2)
+        written.setframerate(rate)
+        written.writeframes(samples)
+    return file.getvalue()
+
+
+def write_spoken_digits(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Two speakers say every digit twelve times, each at a pitch of their own."""
+    made, packed = random.Random(6), io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for (speaker, pitch), digit, number in product((("ann", 1.0), ("bob", 1.02)), range(10), range(12)):
+            content = wav(tone(digit, pitch, made.uniform(0.12, 0.2)))
+            entry = tarfile.TarInfo(f"recordings/{digit}_{speaker}_{number}.wav")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    write(folder, "free-spoken-digits", {"recordings.tar": packed.getvalue()}, patch)
 
 
 def write_all(folder: Path, patch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,10 @@
-"""Trains several kinds of model on a task, with the same data, trainer and budget, and puts them side by side."""
+"""Trains several kinds of model on a task, with the same data, trainer and budget, and puts them side by side; or
+measures one of the claims on it."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import statistics
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -20,19 +17,17 @@ from rich.table import Table
 from .. import __version__
 from ..tasks import PairData, Task, task
 from ..training.checkpoint import BEST
-from ..training.gradients import input_gradients
+from ..training.claims import gradients
+from ..training.claims.claim import trial, update_seconds
 from ..training.log import Display
 from ..training.models import KINDS, load_model
 from ..training.session import prepare
 from ..training.settings import Settings
-from ..training.trainer import Trainer
 from . import CommandError
+from .compare_claims import add_claim_arguments, run_claim, write_rows
 from .evaluate import evaluate
-from .figures import CURE, drawable, new_figure, save
+from .figures import CURE, drawable, panels
 from .train import add_settings, fresh_folder, load_data, new_settings
-
-TIMED_UPDATES = 10
-END = 0.1  # the part of the positions that counts as the first or the last ones
 
 
 @dataclass(frozen=True)
@@ -65,27 +60,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", help="kinds of model, separated by commas (default: all that the recipe has)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows (default: compare.csv in --out)")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the gradients (default: gradients.png in --out)")
+    add_claim_arguments(parser)
     add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     chosen = task(args.task)
+    if args.claim is not None:
+        return run_claim(chosen, chosen_kinds(chosen, args.models) if args.models else None, args)
+    if args.quick:
+        raise CommandError("--quick is for --claim; models are compared for less time with --minutes or --steps")
     kinds = chosen_kinds(chosen, args.models)
     out = args.out or Path("runs") / f"compare-{chosen.name}"
     data = load_data(chosen, args.data, Display("compare", chosen.metric, quiet=args.quiet))
-    rows, gradients = [], {}
+    rows, norms = [], []
     for kind in kinds:
         place = fresh_folder(out / kind, kind, args.overwrite)
         settings = new_settings(chosen, argparse.Namespace(**{**vars(args), "model": kind}))
-        row, gradients[kind] = measured(chosen, settings, data, place, args.quiet)
-        if row is None:
+        found = measured(chosen, settings, data, place, args.quiet)
+        if found is None:
             return 130
-        rows.append(row)
-    write(args.csv or out / "compare.csv", rows)
+        rows.append(found[0])
+        norms += gradients.rows_of(kind, found[1])
+    write_rows(args.csv or out / "compare.csv", [asdict(row) for row in rows])
     Console().print(table(chosen, rows))
     print(f"rows: {args.csv or out / 'compare.csv'}")
     if drawable():
-        print(f"gradients: {draw(args.png or out / 'gradients.png', gradients)}")
+        print(f"gradients: {panels(args.png or out / 'gradients.png', gradients.CLAIM.panels, norms)}")
     else:
         print(CURE)
     return 0
@@ -103,27 +104,25 @@ def chosen_kinds(chosen: Task, asked: str | None) -> list[str]:
 
 def measured(
     chosen: Task, settings: Settings, data: PairData, place: Path, quiet: bool
-) -> tuple[Row | None, list[float]]:
-    """One model's row, None where its training was interrupted, and the gradient at every position."""
+) -> tuple[Row, list[float]] | None:
+    """One model's row, and the gradient at every position; None where its training was interrupted."""
     # What is measured before training must not change it, so it is measured on a trainer of its own.
-    with tempfile.TemporaryDirectory() as folder:
-        probe = prepare(chosen, settings, data, Path(folder))
-        gradients, update_ms = gradients_of(probe), time_updates(probe)
-        probe.log.close()
+    with trial(chosen, settings, data) as probe:
+        norms, update_ms = gradients.gradients_of(probe), 1e3 * update_seconds(probe)
     trainer = prepare(chosen, settings, data, place)
     result = trainer.run(Display(f"{chosen.name} {settings.model}", chosen.metric, quiet=quiet))
     if result.interrupted:
         print(f"interrupted at update {result.steps} of {settings.model}")
-        return None, gradients
+        return None
     scores = evaluate(load_model(place / BEST, settings.device), data, quiet=quiet).scores
-    tenth = max(1, int(END * len(gradients)))
+    first, last = gradients.ends(norms)
     row = Row(
         task=chosen.name,
         model=settings.model,
         weights=sum(weight.numel() for weight in trainer.model.parameters()),
-        positions=len(gradients),
-        first=statistics.fmean(gradients[:tenth]),
-        last=statistics.fmean(gradients[-tenth:]),
+        positions=len(norms),
+        first=first,
+        last=last,
         update_ms=update_ms,
         updates=result.steps,
         seconds=result.seconds,
@@ -136,37 +135,7 @@ def measured(
         torch=torch.__version__,
         date=date.today().isoformat(),
     )
-    return row, gradients
-
-
-def gradients_of(probe: Trainer) -> list[float]:
-    """The gradient at every position of the longest inputs, before the first update and without dropout."""
-    examples = probe.batches.examples
-    longest = examples.src_lengths.argsort(descending=True, stable=True)[: probe.settings.batch_size]
-    probe.model.eval()
-    with torch.backends.cudnn.flags(enabled=False):  # whose recurrent cells have no backward without dropout
-        return input_gradients(probe.model, probe.shape, examples.batch(longest)).tolist()
-
-
-def time_updates(probe: Trainer) -> float:
-    """Median milliseconds of an update over the first batches, after two that are not counted."""
-    seconds = []
-    for _ in range(TIMED_UPDATES + 2):
-        started = time.perf_counter()
-        probe.update(probe.settings.lr)
-        if probe.settings.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(seconds[2:])
-
-
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """The rows as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])))
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    return row, norms
 
 
 def table(chosen: Task, rows: Sequence[Row]) -> Table:
@@ -187,16 +156,3 @@ def table(chosen: Task, rows: Sequence[Row]) -> Table:
             f"{row.score:.2f}",
         )
     return drawn
-
-
-def draw(path: Path, gradients: Mapping[str, Sequence[float]]) -> Path:
-    """The gradient at each position, before training, on a logarithmic axis: what is 0 is not drawn."""
-    figure = new_figure(7.0, 4.0)
-    axes = figure.add_subplot(1, 1, 1)
-    for kind, values in gradients.items():
-        axes.plot([value if value > 0 else float("nan") for value in values], label=kind, linewidth=1)
-    axes.set_yscale("log")
-    axes.set_xlabel("source position")
-    axes.set_ylabel("norm of the loss's gradient, before training")
-    axes.legend()
-    return save(figure, path)

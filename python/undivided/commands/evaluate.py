@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .. import __version__
 from ..tasks import PairData, PublishedRow, Task
 from ..training.inference import answer
 from ..training.log import Display
 from ..training.models import SavedModel, load_model
 from ..training.settings import choose_device
-from . import CommandError
+from .result_rows import append_row, result_row
 from .train import load_data
 
 OURS = "this checkpoint"
@@ -37,16 +33,20 @@ class Evaluation:
     scores: dict[str, float]
     count: int
     seconds: float
+    beams: int
     notes: tuple[str, ...]
     mistakes: tuple[tuple[str, str, str], ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a run's folder, or a .safetensors file that a run wrote")
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="+", help="a run's folder, or a .safetensors file that a run wrote"
+    )
     parser.add_argument("--data", metavar="DIR", help="a folder with the data (default: the variable UNDIVIDED_DATA)")
     parser.add_argument("--split", choices=("test", "dev"), default="test", help="which examples (default: test)")
     parser.add_argument("--limit", type=int, help="only the first so many examples")
     parser.add_argument("--batch-size", type=int, default=512, help="examples a batch")
+    parser.add_argument("--beams", type=int, help="hypotheses in the search for a sequence (default: the task's own)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--mistakes", type=int, default=0, metavar="N", help="also show the first N wrong answers")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -56,26 +56,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    saved = load_model(args.checkpoint, choose_device(args.device))
+    for path in args.checkpoint:
+        report(path, args)
+    return 0
+
+
+def report(path: Path, args: argparse.Namespace) -> None:
+    """Scores one checkpoint, and prints or appends what was asked for."""
+    saved = load_model(path, choose_device(args.device))
     display = Display("evaluate", saved.task.metric, quiet=args.json)
     data = load_data(saved.task, args.data, display)
-    found = evaluate(saved, data, args.split, args.limit, args.batch_size, quiet=args.json)
+    found = evaluate(saved, data, args.split, args.limit, args.batch_size, args.json, args.beams)
     if args.csv is not None:
-        append_row(args.csv, result_row(saved, found, data.split, args))
+        append_row(args.csv, result_row(saved, found.scores, found.beams, data.split, args.split, args.limit))
     if args.json:
         print(json.dumps({**found.scores, "seconds": round(found.seconds, 2), "notes": found.notes, **facts(saved)}))
-        return 0
+        return
     console = Console()
     if args.split == "test" and data.comparable:
         console.print(table(saved.task, [(OURS, found.scores)]))
     else:
         console.print(score_line(found.scores), highlight=False)
-    console.print(f"{found.count} {saved.task.unit} in {found.seconds:.1f} s", highlight=False)
+    search = f", {found.beams} hypotheses each" if found.beams > 1 else ""
+    console.print(f"{found.count} {saved.task.unit} in {found.seconds:.1f} s{search}", highlight=False)
     for note in found.notes:
         console.print(f"note: {note}", highlight=False)
     for text, given, wanted in found.mistakes[: args.mistakes]:
         console.print(f"  {text:<16} {given:<32} wanted {wanted}", highlight=False)
-    return 0
 
 
 def evaluate(
@@ -85,9 +92,11 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 512,
     quiet: bool = False,
+    beams: int | None = None,
 ) -> Evaluation:
-    """Answers every example of a split and scores the answers."""
+    """Answers every example of a split and scores the answers. `beams` is that of the task where it is None."""
     task, examples = saved.task, (data.test if split == "test" else data.dev)[:limit]
+    beams = task.beams if beams is None else beams
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
@@ -100,6 +109,7 @@ def evaluate(
             [one.source for one in examples],
             batch_size,
             lambda count: progress.advance(bar, count),
+            beams,
         )
     seconds = time.monotonic() - started
     wrong = tuple(
@@ -108,7 +118,7 @@ def evaluate(
         if given not in one.references
     )
     scores = task.score(answers, [one.references for one in examples])
-    return Evaluation(scores, len(examples), seconds, notes(saved, data, split, limit), wrong)
+    return Evaluation(scores, len(examples), seconds, beams, notes(saved, data, split, limit), wrong)
 
 
 def notes(saved: SavedModel, data: PairData, split: str, limit: int | None) -> tuple[str, ...]:
@@ -135,50 +145,6 @@ def facts(saved: SavedModel) -> dict[str, Any]:
     weights = sum(weight.numel() for weight in saved.model.parameters())
     about = {key: saved.about.get(key) for key in ("step", "seconds", "split")}
     return {"task": saved.task.name, "model": saved.kind, "weights": weights, "trained": about}
-
-
-def result_row(saved: SavedModel, found: Evaluation, split: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One line of a result file: what was scored on what, and how the model was trained."""
-    settings = saved.about.get("settings", {})
-    scores = {name: round(value, 3) for name, value in found.scores.items()}
-    return {
-        "task": saved.task.name,
-        "model": saved.kind,
-        "split": split,
-        "part": args.split,
-        **scores,
-        "weights": facts(saved)["weights"],
-        "updates": saved.about.get("step"),
-        "train_seconds": saved.about.get("seconds"),
-        "minutes": settings.get("minutes"),
-        "seed": settings.get("seed"),
-        "train_device": settings.get("device"),
-        "train_threads": saved.about.get("threads"),
-        "train_dtype": settings.get("dtype"),
-        "version": __version__,
-        "torch": torch.__version__,
-        "date": date.today().isoformat(),
-    }
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Appends to a CSV file, which is begun where there is none.
-
-    Raises:
-        CommandError: the file has other columns.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begun = path.exists() and path.stat().st_size > 0
-    if begun:
-        with path.open(newline="") as file:
-            columns = next(csv.reader(file))
-        if columns != list(row):
-            raise CommandError(f"{path} has the columns {', '.join(columns)}; a row here has {', '.join(row)}")
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if not begun:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def score_line(scores: dict[str, float]) -> str:

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
+from ..training.claims import Panel
 from ..training.log import read_log
 
 CURE = "matplotlib is not installed, so no figure was drawn: pip install 'undivided[plots]'"
+
+MOST_NAMED = 64  # symbols whose names are legible beside a map
 
 
 def drawable() -> bool:
@@ -35,7 +38,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def attention_maps(path: Path, maps: Sequence[tuple[Sequence[str], Sequence[str], torch.Tensor]]) -> Path:
-    """Draws one map a word.
+    """Draws one map an input.
 
     Args:
         maps: (inputs, outputs, weights); weights (outputs, inputs), each row sums to 1.
@@ -43,11 +46,32 @@ def attention_maps(path: Path, maps: Sequence[tuple[Sequence[str], Sequence[str]
     figure = new_figure(4.0 * len(maps), 4.0)
     for number, (inputs, outputs, weights) in enumerate(maps, start=1):
         axes = figure.add_subplot(1, len(maps), number)
-        axes.imshow(weights.cpu().numpy(), cmap="magma", vmin=0.0, vmax=1.0, aspect="auto")
-        axes.set_xticks(range(len(inputs)), inputs)
-        axes.set_yticks(range(len(outputs)), outputs)
-        axes.set_xlabel("letter attended to")
-        axes.set_ylabel("phoneme written")
+        axes.imshow(weights.cpu().numpy(), cmap="magma", vmin=0.0, aspect="auto")
+        if max(len(inputs), len(outputs)) <= MOST_NAMED:
+            upright = all(len(one) <= 2 for one in inputs)
+            axes.set_xticks(range(len(inputs)), inputs, rotation=0 if upright else 90)
+            axes.set_yticks(range(len(outputs)), outputs)
+        axes.set_xlabel("symbol attended to")
+        axes.set_ylabel("symbol that attends")
+    return save(figure, path)
+
+
+def panels(path: Path, plots: Sequence[Panel], rows: Sequence[Any]) -> Path:
+    """Draws the plots side by side; a value that is None, or is 0 on a logarithmic axis, is left out."""
+    figure = new_figure(6.0 * len(plots), 4.0)
+    for number, plot in enumerate(plots, start=1):
+        axes = figure.add_subplot(1, len(plots), number)
+        for line in dict.fromkeys(getattr(row, plot.line) for row in rows):
+            own = [(getattr(row, plot.x), getattr(row, plot.y)) for row in rows if getattr(row, plot.line) == line]
+            kept = [(x, y) for x, y in own if y is not None and not (plot.log_y and y <= 0)]
+            # A few points are marked, so that one alone is seen.
+            axes.plot([x for x, _ in kept], [y for _, y in kept], label=line, marker=None if len(own) > 50 else "o")
+        if axes.dataLim.width > 0:  # a logarithmic axis refuses to be without a point
+            axes.set_xscale("log" if plot.log_x else "linear")
+            axes.set_yscale("log" if plot.log_y else "linear")
+        axes.set_xlabel(plot.x_label)
+        axes.set_ylabel(plot.y_label)
+        axes.legend()
     return save(figure, path)
 
 

@@ -14,10 +14,12 @@ from ..tasks import GROUPS, TASKS, Task, task
 from ..training.checkpoint import BEST
 from ..training.log import Display
 from ..training.models import SavedModel, load_model, options_of
+from ..training.recipes import default_recipe, recipe_of
 from ..training.settings import Settings, choose_device
+from ..training.world import under_torchrun
 from . import CommandError
 from .evaluate import Evaluation, evaluate
-from .train import add_settings, fresh_folder, load_data, parse_options, recipe_of, settings_of, train
+from .train import add_settings, fresh_folder, load_data, parse_options, settings_of, train
 
 SUMMARY = "scores.json"
 
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def tuned_settings(chosen: Task, start: SavedModel, args: argparse.Namespace) -> Settings:
     """The recipe "finetune" of the task, else "quick", for a model like the one that is started from."""
-    recipe = recipe_of(chosen, args.recipe or ("finetune" if "finetune" in chosen.recipes else "quick"))
+    recipe = recipe_of(chosen, args.recipe or default_recipe(chosen, args.device or "auto", finetuning=True))
     recipe.pop("model", None)
     options = {**options_of(start.model), **parse_options(args.set or [])}
     others = {"start": str(args.start), "freeze": args.freeze, "layer_rate": args.layer_rate}
@@ -58,6 +60,8 @@ def tuned_settings(chosen: Task, start: SavedModel, args: argparse.Namespace) ->
 
 def run_group(start: SavedModel, args: argparse.Namespace) -> int:
     """Fine-tunes on each task of the group, scores all of them and shows the average."""
+    if under_torchrun():
+        raise CommandError(f"{args.task} is a group of tasks, torchrun trains one: {', '.join(GROUPS[args.task])}")
     out = fresh_group(args.out or Path("runs") / args.task, args.overwrite)
     ways = ("fine-tuned", "from scratch") if args.scratch else ("fine-tuned",)
     found: dict[str, dict[str, dict[str, float]]] = {}

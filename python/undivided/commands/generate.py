@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..tasks import N_TO_1, N_TO_N, TASKS, Task, task
+from ..tasks import LEFT_TO_RIGHT, N_TO_1, N_TO_M, N_TO_N, TASKS, Task, task
 from ..training.inference import answer, cross_attention, probabilities
+from ..training.maps import attends, self_attention
 from ..training.models import SavedModel, load_model
 from ..training.settings import choose_device
 from . import CommandError
@@ -26,8 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "newest run in ./runs)",
     )
     parser.add_argument("--task", help="the task whose checkpoint is taken where none is given")
-    parser.add_argument("--png", type=Path, default=Path("attention.png"), help="the figure (default: attention.png)")
+    parser.add_argument(
+        "--png",
+        type=Path,
+        help="where the attention maps go (default: attention.png for a task that writes a sequence; for others, what "
+        "the symbols of the input look at is drawn only where this is given)",
+    )
     parser.add_argument("--no-png", action="store_true", help="draw nothing")
+    parser.add_argument("--beams", type=int, help="hypotheses in the search for a sequence (default: the task's own)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
 
 
@@ -37,34 +44,43 @@ def run(args: argparse.Namespace) -> int:
     if args.task is not None and saved.task.name != args.task:
         raise CommandError(f"{path} is of task {saved.task.name}, {args.task} was asked for")
     print(f"model: {path}")
-    generate(saved, texts, None if args.no_png else args.png)
+    writes = hasattr(saved.model, "cross_attention")
+    png = None if args.no_png else args.png or (Path("attention.png") if writes else None)
+    generate(saved, texts, png, args.beams)
     return 0
 
 
-def generate(saved: SavedModel, texts: list[str], png: Path | None) -> None:
+def generate(saved: SavedModel, texts: list[str], png: Path | None, beams: int | None = None) -> None:
     """Prints the answer to every text; with `png`, draws the attention maps of the first four where there are any."""
     inputs = [saved.task.symbols(text) for text in texts]
-    answers = answer(saved.model, saved.task, saved.source, saved.target, inputs)
+    beams = saved.task.beams if beams is None else beams
+    answers = answer(saved.model, saved.task, saved.source, saved.target, inputs, beams=beams)
     width = max(map(len, texts))
     for text, symbols, answered in zip(texts, inputs, answers, strict=True):
-        if saved.task.shape == N_TO_N:
+        if saved.task.shape in (N_TO_N, LEFT_TO_RIGHT):
             print(" ".join(f"{symbol}/{label}" for symbol, label in zip(symbols, answered, strict=True)))
         elif saved.task.shape == N_TO_1:
             print(f"{answered[0]} {100 * probabilities(saved, symbols)[answered[0]]:.0f} %  {text}")
         else:
             print(f"{text:<{width}}  {' '.join(answered)}")
-    if png is not None and hasattr(saved.model, "cross_attention"):
+    if png is not None and not attends(saved):
+        print(f"no map is drawn: model {saved.kind} has no attention")
+    elif png is not None:
         draw_maps(saved, inputs[:DRAWN], answers, png)
 
 
 def draw_maps(saved: SavedModel, inputs: list[tuple[str, ...]], answers: list[tuple[str, ...]], png: Path) -> None:
-    """One map an input: what each symbol of its answer looked at."""
+    """One map an input: what each symbol of its answer looked at or, where none is written, each symbol of itself."""
     if not drawable():
         print(CURE)
         return
     maps = []
     for symbols, answered in zip(inputs, answers, strict=False):
-        maps.append((symbols, (*answered, "end"), cross_attention(saved, symbols, answered)))
+        source = saved.source.pieces(symbols)
+        if saved.task.shape == N_TO_M:
+            maps.append((source, (*saved.target.pieces(answered), "end"), cross_attention(saved, symbols, answered)))
+        else:
+            maps.append((source, source, self_attention(saved, symbols)))
     print(f"attention map: {attention_maps(png, maps)}")
 
 

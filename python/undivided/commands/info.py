@@ -16,8 +16,8 @@ from ..dispatch import AttentionCall, Call, FeedForwardCall, NormCall
 from ..environment import cpu_variant, data_folder, interpreting
 from ..ops import explain
 from ..ops.features import OPS, features_table
-from . import CommandError
 from .info_kernels import print_kernels
+from .sections import with_section
 
 OPTIONAL = {
     "triton": "pip install 'undivided[triton]'",
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         if args.into is None:
             print(features_table())
         else:
-            args.into.write_text(with_features(args.into.read_text()))
+            args.into.write_text(with_section(args.into.read_text(), "features", features_table()))
         return 0
     if args.kernels is not None:
         print_kernels(args.kernels)
@@ -55,19 +55,6 @@ def run(args: argparse.Namespace) -> int:
     if args.backends:
         print(backends())
     return 0
-
-
-def with_features(text: str) -> str:
-    """A README with the table of features as it is now.
-
-    Raises:
-        CommandError: the marks that it stands between are not there.
-    """
-    head, begin, rest = text.partition("<!-- features:begin -->\n")
-    _, end, tail = rest.partition("<!-- features:end -->")
-    if not begin or not end:
-        raise CommandError("the file has no marks <!-- features:begin --> and <!-- features:end -->")
-    return f"{head}{begin}{features_table()}\n{end}{tail}"
 
 
 def lines() -> list[tuple[str, str]]:

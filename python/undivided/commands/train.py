@@ -5,22 +5,30 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
+from ..environment import torchrun_restarts
 from ..tasks import TASKS, Task, task
-from ..training.checkpoint import BEST, LAST, load_training
+from ..training.checkpoint import BEST, LAST, LOG, SHARDS, load_training
 from ..training.log import Display
 from ..training.models import KINDS, SavedModel
+from ..training.parallel import PARALLEL
+from ..training.recipes import default_recipe, recipe_of, settings_from
 from ..training.schedule import SCHEDULES
 from ..training.session import prepare
-from ..training.settings import Settings, choose_device, choose_dtype
+from ..training.settings import BATCHES, Settings, choose_device
+from ..training.trainer import Result
+from ..training.world import join, under_torchrun
 from . import CommandError
 
 # Options that are settings of the same name: (name, type, help).
 NUMBERS: tuple[tuple[str, type, str], ...] = (
+    ("batches", str, f"{' or '.join(BATCHES)}: with padding, or all rows end to end"),
     ("batch_size", int, "pairs a batch"),
+    ("batch_tokens", int, "symbols a batch, source, target and padding together, instead of --batch-size"),
     ("accumulate", int, "batches an update"),
     ("lr", float, "largest learning rate"),
     ("lr_decay", str, f"how the learning rate falls: {' or '.join(SCHEDULES)}"),
@@ -36,6 +44,8 @@ NUMBERS: tuple[tuple[str, type, str], ...] = (
     ("patience", int, "stop after so many development scores in a row without a better one"),
     ("log_every", int, "updates a line of the log"),
     ("checkpoint_seconds", float, "seconds between two checkpoints"),
+    ("checkpoint_steps", int, "updates between two checkpoints"),
+    ("parallel", str, f"{' or '.join(PARALLEL)}, for processes that torchrun starts: all weights on each, or a part"),
 )
 FROM_RESUME = ("model", "steps", "minutes", "set", "device", "dtype", *(name for name, _, _ in NUMBERS))
 
@@ -89,26 +99,39 @@ def train(
     quiet: bool = False,
     start: SavedModel | None = None,
 ) -> int:
-    """Runs one training to its end, from the weights of `start` where that is given; 130 where it was interrupted."""
-    display = Display(f"{chosen.name} {settings.model}", chosen.metric, quiet=quiet)
-    pairs = load_data(chosen, data, display)
-    trainer = prepare(chosen, settings, pairs, out, state, start, display.say)
-    weights = sum(weight.numel() for weight in trainer.model.parameters()) / 1e6
-    display.say(
-        f"{chosen.name}: {len(pairs.train)} pairs of {pairs.split}; {settings.model} with {weights:.2f} M weights "
-        f"on {settings.device}, {settings.dtype}; {out}"
-    )
-    if state is not None:
-        display.say(f"resumed at update {trainer.step}, {trainer.spent:.0f} s")
-    result = trainer.run(display)
+    """Runs one training to its end, from the weights of `start` where that is given; 130 where it was interrupted.
+
+    Under torchrun all of its processes call this; those that it has started anew go on from the last checkpoint.
+    """
+    if torchrun_restarts() and state is None and (out / LAST).exists():
+        state, start = load_training(out / LAST), None
+        settings = Settings.from_dict(state["settings"])
+    with join(settings.device) as world:
+        display = Display(f"{chosen.name} {settings.model}", chosen.metric, quiet=quiet or not world.main)
+        pairs = load_data(chosen, data, display)
+        trainer = prepare(chosen, settings, pairs, out, state, start, display.say, world)
+        weights = sum(weight.numel() for weight in trainer.model.parameters()) / 1e6
+        processes = f" of {world.size} processes" if world.joined else ""
+        display.say(
+            f"{chosen.name}: {len(pairs.train)} pairs of {pairs.split}; {settings.model} with {weights:.2f} M weights "
+            f"on {settings.device}{processes}, {settings.dtype}; {out}"
+        )
+        if state is not None:
+            display.say(f"resumed at update {trainer.step}, {trainer.spent:.0f} s")
+        result = trainer.run(display)
+    if world.main:
+        print(summary(chosen, result, out))
+    return 130 if result.interrupted else 0
+
+
+def summary(chosen: Task, result: Result, out: Path) -> str:
+    """The last line, with the command that comes next."""
     if result.interrupted:
-        print(f"interrupted at update {result.steps}; undivided train {chosen.name} --resume --out {out}")
-        return 130
-    print(
+        return f"interrupted at update {result.steps}; undivided train {chosen.name} --resume --out {out}"
+    return (
         f"{result.steps} updates in {result.seconds:.0f} s; best dev {chosen.metric.upper()} "
         f"{result.best[chosen.metric]:.2f} %; undivided evaluate {out / BEST}"
     )
-    return 0
 
 
 def load_data(chosen: Task, data: str | None, display: Display) -> Any:
@@ -124,38 +147,24 @@ def load_data(chosen: Task, data: str | None, display: Display) -> Any:
 def new_settings(chosen: Task, args: argparse.Namespace) -> Settings:
     """The recipe asked for or, without one, that for the device; changed by what the user gave."""
     kind = args.model or "transformer"
-    device = choose_device(args.device or "auto")
-    # A task without a recipe for GPUs has one for CPUs.
-    name = args.recipe or ("full" if device.startswith("cuda") and "full" in chosen.recipes else "quick")
-    recipe = recipe_of(chosen, name)
+    recipe = recipe_of(chosen, args.recipe or default_recipe(chosen, choose_device(args.device or "auto")))
     options = {**recipe.pop("model", {}).get(kind, {}), **parse_options(args.set or [])}
     return settings_of(chosen, args, recipe, kind, options)
-
-
-def recipe_of(chosen: Task, name: str) -> dict[str, Any]:
-    """A copy of the task's recipe of that name."""
-    if name not in chosen.recipes:
-        raise CommandError(f"recipe {name!r} is unknown for {chosen.name}; allowed: {', '.join(chosen.recipes)}")
-    return dict(chosen.recipes[name])
 
 
 def settings_of(
     chosen: Task, args: argparse.Namespace, recipe: dict[str, Any], kind: str, options: dict[str, Any], **others: Any
 ) -> Settings:
     """The recipe's settings, changed by what the user gave; `options` are of the model's config."""
-    if args.steps is not None or args.minutes is not None:
-        recipe = {key: value for key, value in recipe.items() if key not in ("minutes", "steps")}
     given = {name: value for name in FROM_RESUME if (value := getattr(args, name, None)) is not None}
     for name in ("set", "model", "device", "dtype"):
         given.pop(name, None)
-    device = choose_device(args.device or "auto")
-    made: dict[str, Any] = {"model": kind, "device": device, "dtype": choose_dtype(args.dtype or "auto", device)}
-    made |= {"model_options": options, "tensorboard": args.tensorboard, **others}
-    return Settings(task=chosen.name, **{**recipe, **given, **made})
+    given |= {"device": args.device or "auto", "dtype": args.dtype or "auto", "tensorboard": args.tensorboard}
+    return settings_from(chosen, recipe, kind, options, **given, **others)
 
 
 def resumed_settings(state: dict[str, Any], args: argparse.Namespace) -> Settings:
-    """The checkpoint's settings; only the device may differ, since the machine may.
+    """The checkpoint's settings; only the device and the processes may differ, since the machine may.
 
     Raises:
         CommandError: an option was given that the checkpoint decides otherwise.
@@ -165,7 +174,7 @@ def resumed_settings(state: dict[str, Any], args: argparse.Namespace) -> Setting
         raise CommandError(f"the run is of task {settings.task}, {args.task} was asked for")
     for name in FROM_RESUME:
         given = getattr(args, name)
-        if given is None or name == "device":
+        if given is None or name in ("device", "parallel"):
             continue
         if name == "set":
             options = parse_options(given)
@@ -179,7 +188,8 @@ def resumed_settings(state: dict[str, Any], args: argparse.Namespace) -> Setting
             )
     device = choose_device(args.device) if args.device else settings.device
     tensorboard = args.tensorboard or settings.tensorboard
-    return dataclasses.replace(settings, device=choose_device(device), tensorboard=tensorboard)
+    parallel = args.parallel or (settings.parallel if under_torchrun() else None)
+    return dataclasses.replace(settings, device=choose_device(device), tensorboard=tensorboard, parallel=parallel)
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
@@ -207,14 +217,20 @@ def parse_value(text: str) -> Any:
 
 def fresh_folder(out: Path | None, name: str, overwrite: bool) -> Path:
     """Where a new run goes; nothing is written yet, except that an overwritten run's files are removed."""
+    if out is None and under_torchrun():
+        raise CommandError("--out is needed under torchrun: processes that it starts anew must find their run")
+    if out is not None and torchrun_restarts():
+        return out  # the run there is this one
     if out is None:
         return Path("runs") / f"{name}-{max([*numbers(Path('runs'), name), 0]) + 1}"
     if (out / LAST).exists() or (out / BEST).exists():
         if not overwrite:
             raise CommandError(f"{out} holds a run; --resume goes on with it, --overwrite replaces it")
         for path in out.iterdir():
-            if path.name in (LAST, BEST, "log.jsonl"):
-                path.unlink()
+            if path.name in (LAST, BEST, LOG):
+                path.unlink(missing_ok=True)  # another process of torchrun's may have been faster
+            elif path.name.startswith(SHARDS):
+                shutil.rmtree(path, ignore_errors=True)
     return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import wave
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def read_audio(path: str | Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there")
     try:
-        samples, rate = _read_wav(path)
+        samples, rate = read_wav(str(path))
     except (wave.Error, EOFError) as error:
         samples, rate = _read_by_soundfile(path, error)
     return resample(samples.mean(1), rate)
@@ -46,9 +47,13 @@ def resample(samples: Tensor, rate: int) -> Tensor:
     return (torch.fft.irfft(spectrum[: count // 2 + 1], count) * (count / samples.shape[0])).float()
 
 
-def _read_wav(path: Path) -> tuple[Tensor, int]:
-    """(samples, channels) in [-1, 1] and their rate."""
-    with wave.open(str(path), "rb") as file:
+def read_wav(source: str | BinaryIO) -> tuple[Tensor, int]:
+    """float32 (samples, channels) in [-1, 1] and their rate, of a WAV file of whole numbers: its path, or opened.
+
+    Raises:
+        wave.Error, EOFError: it is no such file.
+    """
+    with wave.open(source, "rb") as file:
         width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
         data = torch.frombuffer(bytearray(file.readframes(file.getnframes())), dtype=torch.uint8)
     # 8 bits are unsigned, more are little-endian and signed.

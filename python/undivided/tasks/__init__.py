@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import g2p, g2p_languages, images, pos, sentiment
-from .base import N_TO_1, N_TO_M, N_TO_N, Example, PairData, PublishedRow, Task
+from . import bible, g2p, g2p_languages, images, pos, pretraining, sentiment, spoken_digits
+from .base import LEFT_TO_RIGHT, N_TO_1, N_TO_M, N_TO_N, Example, PairData, PublishedRow, Task
 from .headers import from_header, to_header
 from .vocabulary import BEGIN, END, PAD, Vocabulary, Words, pad
 
@@ -18,6 +18,9 @@ TASKS: dict[str, Task] = {
         images.MNIST_TASK,
         g2p_languages.MEDIUM_TASK,
         *g2p_languages.LOW_TASKS,
+        bible.TASK,
+        spoken_digits.TASK,
+        *pretraining.TASKS,
     )
 }
 
@@ -28,6 +31,7 @@ __all__ = [
     "BEGIN",
     "END",
     "GROUPS",
+    "LEFT_TO_RIGHT",
     "N_TO_1",
     "N_TO_M",
     "N_TO_N",

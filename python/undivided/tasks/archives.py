@@ -36,8 +36,8 @@ def members_digest(content: bytes) -> str:
     return whole.hexdigest()
 
 
-def repack(content: bytes, folder: str) -> bytes:
-    """A plain tar of the files that an archive holds below `folder`, their paths relative to it.
+def repack(content: bytes, folder: str, into: str = "") -> bytes:
+    """A plain tar of the files that an archive holds below `folder`, their paths relative to it and behind `into`.
 
     Raises:
         ValueError: there are none, or it is no archive.
@@ -49,7 +49,7 @@ def repack(content: bytes, folder: str) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for name, data in chosen.items():
-            entry = tarfile.TarInfo(name)
+            entry = tarfile.TarInfo(into + name)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
     return packed.getvalue()

@@ -12,8 +12,10 @@ from .vocabulary import Vocabulary
 Symbols = tuple[str, ...]
 Scores = dict[str, float]
 
-# The shapes of tasks: a sequence of another length, a label for every symbol, one label for all of them.
+# The shapes of tasks: a sequence of another length, a label for every symbol, one label for all of them; a label for
+# every symbol that is found from it and those before it alone.
 N_TO_M, N_TO_N, N_TO_1 = "N-to-M", "N-to-N", "N-to-1"
+LEFT_TO_RIGHT = "left-to-right"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class PairData:
     """A task's data: pairs to learn from, and examples to be scored on.
 
     A target has one label for every source symbol in a task from N to N, and one label in a task from N to 1.
-    `split` names the split; `comparable` says whether published figures are about the same test set.
+    `split` names the split; `comparable` says whether published figures are about the same test set. Where `renewed` is
+    given, each epoch has other pairs: `renewed(epoch)`, from 0 on, and `train` are those of epoch 0.
     """
 
     source: Vocabulary
@@ -40,6 +43,7 @@ class PairData:
     test: Sequence[Example]
     split: str
     comparable: bool
+    renewed: Callable[[int], Sequence[tuple[Symbols, Symbols]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,11 @@ class Task:
 
     `load(data)` reads the data, `symbols(text)` cuts one input, `score(outputs, references)` gives the metrics of
     outputs in the order of their references: those named in `columns` are percent, the others are counts. `metric`
-    chooses the best checkpoint, the lowest unless `higher_is_better`. `unit` is what an example is called; `caveat` is
-    what a reader must know when the published rows stand beside ours. `recipes` are what training starts from, by
-    name ("quick" for minutes on a CPU, "full" for a GPU or an hour): settings of the trainer and, under "model", of
-    each model's config.
+    chooses the best checkpoint, the lowest unless `higher_is_better`. An output has at most `longest_output` numbers
+    and is searched for with `beams` hypotheses when a checkpoint is scored or used, with one during training. `unit` is
+    what an example is called; `caveat` is what a reader must know when the published rows stand beside ours. `recipes`
+    are what training starts from, by name ("quick" for minutes on a CPU, "full" for a GPU or an hour): settings of the
+    trainer and, under "model", of each model's config.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Task:
     published: tuple[PublishedRow, ...]
     shape: str = N_TO_M
     longest_output: int = 1
+    beams: int = 1
     higher_is_better: bool = False
     unit: str = "words"
     caveat: str = ""

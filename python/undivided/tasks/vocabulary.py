@@ -37,6 +37,14 @@ class Vocabulary:
         """The special ones too, in the order of their ids."""
         return (*SPECIAL, *self.symbols)
 
+    def fields(self) -> dict[str, Any]:
+        """Plain data that makes the same vocabulary again, as the arguments of its class."""
+        return {"symbols": self.symbols}
+
+    def pieces(self, symbols: Sequence[str]) -> tuple[str, ...]:
+        """What each id that `encode` gives stands for, to be shown."""
+        return tuple(symbols)
+
     def encode(self, symbols: Sequence[str]) -> list[Any]:
         """The ids, without begin or end.
 
@@ -87,6 +95,6 @@ def pad(rows: Sequence[Sequence[Any]]) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if not rows:
         raise ValueError("there is nothing to pad: 0 rows were given, at least 1 is needed")
-    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PAD), lengths

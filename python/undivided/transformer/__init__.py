@@ -5,13 +5,14 @@ from .config import Config
 from .decoding import Decoding
 from .files import load, save
 from .generation import greedy_search, sample
-from .heads import CausalLM, SequenceClassifier, TokenClassifier
+from .heads import CausalLM, NextToken, SequenceClassifier, TokenClassifier
 from .model import Transformer
 
 __all__ = [
     "CausalLM",
     "Config",
     "Decoding",
+    "NextToken",
     "SequenceClassifier",
     "TokenClassifier",
     "Transformer",

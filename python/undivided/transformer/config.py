@@ -20,7 +20,8 @@ class Config:
 
     `tgt_vocab` is the number of classes for a classifier. `norm` says where the norm stands and which it is: before
     each sublayer (Xiong et al. 2020: stable without warm-up) or after the residual sum (Vaswani et al. 2017). `dropout`
-    is that of the embeddings and of what each sublayer adds.
+    is that of the embeddings and of what each sublayer adds. `shared_embedding` is one table for source, target and
+    output, where both sides have the same symbols.
 
     The `make_` methods give the parts. A family of published models (`undivided.transformer.huggingface`) is a subclass
     that overrides those which it has otherwise.
@@ -40,6 +41,7 @@ class Config:
     norm: str = "pre-layer"
     activation: str = "relu"
     positions: str = "rotary"
+    shared_embedding: bool = False
 
     def __post_init__(self) -> None:
         lowest = {"src_vocab": 1, "tgt_vocab": 1, "d_model": 1, "nheads": 1, "d_ff": 1}
@@ -57,6 +59,8 @@ class Config:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; allowed: {', '.join(values)}")
         if self.positions == "rotary" and self.d_model // self.nheads % 2:
             raise ValueError(f"head_dim={self.d_model // self.nheads} must be even for rotary positions")
+        if self.shared_embedding and self.src_vocab != self.tgt_vocab:
+            raise ValueError(f"a shared embedding needs src_vocab={self.src_vocab} to equal tgt_vocab={self.tgt_vocab}")
 
     def _check_heads(self) -> None:
         if self.d_model % self.nheads:
@@ -69,7 +73,7 @@ class Config:
     @property
     def shared(self) -> bool:
         """Whether encoder and decoder have one embedding."""
-        return False
+        return self.shared_embedding
 
     def make_embedding(self, encoder: bool) -> nn.Module:
         """What turns the encoder's or the decoder's input into vectors (batch, seqlen, d_model)."""

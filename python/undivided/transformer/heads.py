@@ -27,6 +27,27 @@ class TokenClassifier(nn.Module):
         return self.classes(self.encoder(src, src_lengths))
 
 
+class NextToken(nn.Module):
+    """Left to right: logits (batch, seqlen, tgt_vocab) for every token, from it and those before it alone.
+
+    It is a language model that has the encoder of the classifiers, so that these can start from it. The logits are by
+    the embedding's own table.
+
+    Raises:
+        ValueError: src_vocab and tgt_vocab differ.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        if config.src_vocab != config.tgt_vocab:
+            sizes = f"src_vocab={config.src_vocab} and tgt_vocab={config.tgt_vocab}"
+            raise ValueError(f"a language model reads what it writes: {sizes} must be equal")
+        self.config, self.encoder, self.head = config, Encoder(config, causal=True), config.make_head()
+
+    def forward(self, src: Tensor, src_lengths: Tensor | Packing | None = None) -> Tensor:
+        return self.head(self.encoder(src, src_lengths), self.encoder.embedding.weight)
+
+
 class SequenceClassifier(nn.Module):
     """N to 1: logits (batch, tgt_vocab), from the mean over the tokens that are no padding."""
 

@@ -18,10 +18,11 @@ Caches = list[tuple[Cache, Cache]]
 
 
 class Encoder(Stack):
-    """src (batch, seqlen_src) -> memory (batch, seqlen_src, d_model)."""
+    """src (batch, seqlen_src) -> memory (batch, seqlen_src, d_model). A `causal` one makes no row of those after it."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config, [EncoderBlock(config) for _ in range(config.encoder_layers)], encoder=True)
+    def __init__(self, config: Config, causal: bool = False) -> None:
+        blocks: list[nn.Module] = [EncoderBlock(config, causal) for _ in range(config.encoder_layers)]
+        super().__init__(config, blocks, encoder=not causal)
 
     def forward(self, src: Tensor, src_lengths: Tensor | Packing | None = None) -> Tensor:
         check_lengths("src_lengths", src_lengths, self.embedding.check("src", src))

@@ -1,0 +1,85 @@
+"""Result files of tasks: a row a scored checkpoint, with what is needed to train it again."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..training.models import SavedModel
+from ..training.recipes import command_of
+from ..training.settings import Settings
+from . import CommandError
+
+# What every result file has, whatever the task's metrics.
+KEYS = ("task", "model", "split", "part", "weights", "updates", "train_seconds", "seed")
+
+
+def result_row(
+    saved: SavedModel, scores: Mapping[str, float], beams: int, split: str, part: str, limit: int | None
+) -> dict[str, Any]:
+    """What was scored on what, and how the model was trained; a score of some examples alone is of another part."""
+    settings = saved.about.get("settings", {})
+    known = {one.name for one in fields(Settings)}
+    return {
+        "task": saved.task.name,
+        "model": saved.kind,
+        "split": split,
+        "part": part if limit is None else f"{part}, first {limit}",
+        **{name: round(value, 3) for name, value in scores.items()},
+        **({"beams": beams} if beams > 1 else {}),
+        "weights": sum(weight.numel() for weight in saved.model.parameters()),
+        "updates": saved.about.get("step"),
+        "train_seconds": saved.about.get("seconds"),
+        "minutes": settings.get("minutes"),
+        "seed": settings.get("seed"),
+        "train_device": settings.get("device"),
+        "train_threads": saved.about.get("threads"),
+        "train_dtype": settings.get("dtype"),
+        "version": __version__,
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+        # What another version has settings for cannot be said in this one's options.
+        "command": command_of(Settings.from_dict(settings)) if settings and settings.keys() <= known else "",
+    }
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Appends to a result file, which is begun where there is none; rows without a column that others have are empty
+    there.
+
+    Raises:
+        CommandError: it is no result file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(path) if path.exists() and path.stat().st_size > 0 else []
+    columns = [*row, *(name for name in (rows[0] if rows else ()) if name not in row)]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a result file.
+
+    Raises:
+        CommandError: it is none: a column is missing.
+    """
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        if missing := [name for name in KEYS if name not in columns]:
+            raise CommandError(f"{path} has the columns {', '.join(columns)}; a result has also {', '.join(missing)}")
+        return list(reader)
+
+
+def newest(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Without those of a checkpoint that was scored again later."""
+    return list({tuple(row[name] for name in KEYS): row for row in rows}.values())
