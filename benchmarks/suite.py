@@ -102,14 +102,23 @@ def run(
     settings: Settings,
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
     finished: Callable[[Op, list[Row]], None] = lambda op, rows: None,
+    only: str = "",
 ) -> Run:
-    """Measures; `finished` is called with the rows of each op as soon as it is done."""
+    """Measures the cases that have `only` in their name; `finished` gets the rows of each op as soon as it is done.
+
+    Raises: ValueError where no case has it.
+    """
+    cases = {op.name: op.cases(settings.quick, device) for op in ops}
+    plan = {
+        op.name: [(case, mode) for case in cases[op.name] if only in case.name for mode in op.modes(case)] for op in ops
+    }
+    if not any(plan.values()):
+        raise ValueError(
+            f"no case has {only!r} in its name; there are: {', '.join(c.name for op in ops for c in cases[op.name])}"
+        )
     reason = busy()
     keep_freed_memory()
     outcome = Run(measure_ceilings(device), warnings=[] if reason is None else [reason])
-    plan = {
-        op.name: [(case, mode) for case in op.cases(settings.quick, device) for mode in op.modes(case)] for op in ops
-    }
     done, total = 0, sum(len(pairs) for pairs in plan.values())
     for op in ops:
         providers = op.providers(device, backends)

@@ -245,3 +245,17 @@ def test_bad_input_is_one_line(words, complaint, capsys):
     assert cli.main(["bench", *words]) == 2
     captured = capsys.readouterr()
     assert complaint in captured.err and len(captured.err.splitlines()) == 1
+
+
+def test_some_of_the_cases_need_a_place_of_their_own(capsys):
+    assert cli.main(["bench", "layer_norm", "--quick", "--case", "1x8"]) != 0
+    assert "--case '1x8'" in capsys.readouterr().err
+
+
+def test_cases_are_chosen_by_a_part_of_their_name():
+    settings = runner.Settings(0.01, quick=True, compiles=False)
+    ops = [layer_norm.LAYER_NORM]
+    outcome = suite.run(ops, "cpu", ["reference"], settings, only="call overhead")
+    assert {row.case for row in outcome.rows["layer_norm"]} - {"all"} == {"1x8 call overhead float32"}
+    with pytest.raises(ValueError, match="no case has 'nothing' in its name; there are: .*1x8 call overhead float32"):
+        suite.run(ops, "cpu", ["reference"], settings, only="nothing")

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: by device, it is said)")
     parser.add_argument("--backend", action="append", metavar="NAME", help="of ours, only this one; may be repeated")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where to run (default: the GPU when there is one)")
+    parser.add_argument("--case", default="", metavar="TEXT", help="only cases with TEXT in their name; needs --out")
     parser.add_argument("--seconds", type=float, metavar="S", help="of samples for each case (default 2, quick 0.2)")
     parser.add_argument(
         "--compile",
@@ -66,6 +67,8 @@ def time_ops(args: argparse.Namespace) -> int:
     seconds = args.seconds if args.seconds is not None else 0.2 if args.quick else 2.0
     if not 0 < seconds <= 3600:
         raise CommandError(f"--seconds {args.seconds}: a number above 0, up to 3600, is needed")
+    if args.case and args.out is None:
+        raise CommandError(f"--case {args.case!r}: some of the cases would take the place of all; say where by --out")
     compiles = not args.quick if args.compile is None else args.compile
     files = Files(args.out, device_name(device), args.quick)
     files.check()  # before an hour of measuring, not after it
@@ -86,6 +89,7 @@ def time_ops(args: argparse.Namespace) -> int:
             Settings(seconds, args.quick, compiles),
             progress=reporter(progress, console.is_terminal),
             finished=lambda op, rows: files.save(op, rows),
+            only=args.case,
         )
     files.report(outcome)
     if args.json:

@@ -6,7 +6,6 @@ import inspect
 from functools import cache
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -14,6 +13,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..dispatch import Call, FeedForwardCall, NormCall, first_willing
 from ..ops.feed_forward_table import FEED_FORWARD
 from ..ops.norm_table import RMS_NORM
+from ..products import FLOATS
 from . import hf_dropout, hf_feed_forward, hf_layers, hf_norms, hf_packing, hf_t5
 from .hf_attention import SETTINGS
 from .hf_models import NAME, refusal
@@ -125,7 +125,7 @@ def change_rest(module: nn.Module, patches: Patches, report: Report) -> None:
         objection = no_kernel(module, RMS_NORM) or patches.method(module, "forward", hf_t5.Block.forward)
         report.add(module, "norms with the residual sum", objection)
     elif type(module) is nn.Linear:
-        if module.weight.dtype == torch.float32 and module.weight.device.type == "cpu":
+        if module.weight.dtype in FLOATS and module.weight.device.type == "cpu":
             report.add(module, "linear layer", patches.method(module, "forward", hf_feed_forward.Linear.forward))
     elif type(module) is nn.Dropout:
         report.add(module, "dropout", patches.method(module, "forward", hf_dropout.Dropout.forward))
