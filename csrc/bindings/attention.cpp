@@ -116,6 +116,7 @@ void forward(const pybind11::kwargs& words) {
   job.lse = w.address<float>("lse");
   job.lse_b = w.get<int64_t>("lse_b", 0);
   job.lse_h = w.get<int64_t>("lse_h", 0);
+  job.in_tiles = w.get<bool>("in_tiles", false);
   w.done();
   pybind11::gil_scoped_release release;
   UNDIVIDED_PICK(attention_forward)(job);

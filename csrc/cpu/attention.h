@@ -57,6 +57,7 @@ struct AttentionForward {
   Rows out;                // q's dtype
   float* lse;              // (batch, nheads, seqlen_q), or (nheads, total_q) with b = 0
   int64_t lse_b, lse_h;
+  bool in_tiles;           // few queries, too, sum in the order of many
 };
 
 // Few queries over long keys, which are read where they lie: the keys and values in caches of any capacity, perhaps in

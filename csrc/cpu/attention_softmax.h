@@ -34,6 +34,11 @@ UNDIVIDED_INLINE Vec weigh_columns(const Tile& tile, int r, const Span& columns,
     return select(kept(dropout, call.threshold, tile.n0 + c), weights * call.keep_scale, zeros());
   };
   int c = columns.column;
+  // Even vectors of the tile in one sum, odd ones in the other, wherever the columns begin.
+  if (c / kLanes % 2 != 0 && c < columns.column_end) {
+    store_as_words(p + c / kPerWord<Word>, weight(c, 1));
+    c += kLanes;
+  }
   for (; c + 2 * kLanes <= columns.column_end; c += 2 * kLanes) {
     const Vec low = weight(c, 0), high = weight(c + kLanes, 1);
     store_as_words(p + c / kPerWord<Word>, low, high);
@@ -57,9 +62,8 @@ UNDIVIDED_INLINE Vec weigh(const Tile& tile, int r, const Span& columns, float t
 template <class Word>
 UNDIVIDED_INLINE float softmax_row(const Tile& tile, int r, const Span& columns, Word* p, float* top, float* total) {
   float base = *top, shrink = 1.0F;
-  if (base == -kInfinity && columns.column < columns.column_end) {
-    base = largest(load(tile.s + r * tile.row + columns.column)) * tile.factor;
-    if (base == -kInfinity) base = largest_score(tile, r, columns);
+  for (int c = columns.column; base == -kInfinity && c < columns.column_end; c += kLanes) {
+    base = largest(load(tile.s + r * tile.row + c)) * tile.factor;
   }
   Vec added = weigh(tile, r, columns, base, p);
   if (__builtin_expect(any(added > kMostWeight) || any(added != added), 0)) {

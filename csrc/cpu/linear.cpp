@@ -49,13 +49,25 @@ void linear_typed(const Linear& call) {
   });
 }
 
+// T is the type of the tensors, Word what is multiplied at a time.
+template <class T, class Word>
+void linear_in_blocks(Linear call) {
+  const int64_t end = call.rows;
+  for (int64_t row = 0; row < end; row += kMostLinearRows) {
+    call.rows = end - row < kMostLinearRows ? end - row : kMostLinearRows;
+    linear_typed<T, Word>(call);
+    call.x = static_cast<const T*>(call.x) + call.rows * call.columns;
+    call.y = static_cast<T*>(call.y) + call.rows * call.outputs;
+  }
+}
+
 void linear(const Linear& call) {
-  if (call.dtype == kFloat32) return linear_typed<float, float>(call);
-  if (call.dtype == kFloat16) return linear_typed<float16, float>(call);
+  if (call.dtype == kFloat32) return linear_in_blocks<float, float>(call);
+  if (call.dtype == kFloat16) return linear_in_blocks<float16, float>(call);
 #if defined(__AVX512BF16__)
-  linear_typed<bfloat16, Pair>(call);
+  linear_in_blocks<bfloat16, Pair>(call);
 #else
-  linear_typed<bfloat16, float>(call);
+  linear_in_blocks<bfloat16, float>(call);
 #endif
 }
 

@@ -1,4 +1,5 @@
 // x w^T + bias of a few rows, as plain data: each weight is read once, in its own order, and nothing is laid out anew.
+// More rows are taken few at a time, with the same bits for each.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,7 @@
 
 namespace undivided {
 
-constexpr int64_t kMostLinearRows = 16;  // with more the library's blocks are worth laying the weight out
+constexpr int64_t kMostLinearRows = 16;  // at a time; with more the library's blocks are worth laying the weight out
 
 struct Linear {
   const void* x;     // (rows, columns), dtype, contiguous

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import reference
 from .dispatch import BackendRefused
 from .integrations import torch_flash
+from .invariance import batch_invariant
 from .ops import (
     attention,
     attention_decode,
@@ -40,6 +41,7 @@ __all__ = [
     "attention",
     "attention_decode",
     "attention_packed",
+    "batch_invariant",
     "explain",
     "feed_forward",
     "install_sdpa",

@@ -7,6 +7,8 @@ float32, 1.3 to 4.5 times as oneDNN in bfloat16; an output layer of 32,000 symbo
 With more, torch's matmul calls MKL for float32; oneDNN, which torch has as well, is faster with large weights: 1.1
 times with 512 x 512 from 64 rows on, up to 1.6 times with larger ones; small weights lose by being laid out anew. It
 sums in fewer accumulators: its largest error is 2 to 4 times MKL's, that of a float32 sum in the plain order.
+
+The bits of a row depend on the number of rows with the libraries, not with our kernel: batch_invariant takes it always.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from .invariance import invariant
 
 FEW = 16  # rows
 ROWS = 64  # with fewer a weight must be LARGE for oneDNN
@@ -45,7 +49,7 @@ def by_few_rows(x: Tensor, w: Tensor) -> bool:
     columns = w.shape[1]
     rows = x.numel() // columns if columns else 0
     return (
-        0 < rows <= FEW
+        (0 < rows <= FEW or (rows > 0 and invariant()))
         and x.device.type == "cpu"
         and x.dtype in FLOATS
         and w.stride(1) == 1

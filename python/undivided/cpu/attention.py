@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..invariance import invariant
 from .attention_call import Call, describe, plane, rows, unexpanded
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -48,6 +49,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, **words: Any) -> tuple[Te
         lse=lse.data_ptr(),
         lse_b=0 if q.dim() == 3 else lse.stride(0),
         lse_h=lse.stride(-2),
+        in_tiles=invariant(),
     )
     return out, lse
 

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..invariance import invariant
+from ..reference.attention_decode import append, gathered
 from . import DTYPES
+from .attention import attention_forward
 from .attention_call import buckets_by_distance
 
 ABSENT = (0, 0, 0, 0, 0)
@@ -40,6 +43,9 @@ def attention_decode(
     Returns:
         out (batch, seqlen_q, nheads, head_dim_v), lse float32 (batch, nheads, seqlen_q), contiguous.
     """
+    if invariant():
+        words = dict(scale=scale, window=window, softcap=softcap, sinks=sinks, **bias)
+        return _in_tiles(q, (k_cache, v_cache), (k, v), cache_lengths, block_table, **words)
     batch, seqlen_q, nheads, head_dim = q.shape
     _, size, nheads_kv, head_dim_v = v_cache.shape
     dtype = q.dtype
@@ -83,6 +89,25 @@ def attention_decode(
         torch.get_num_threads(),
     )
     return out, lse
+
+
+def _in_tiles(
+    q: Tensor,
+    caches: tuple[Tensor, Tensor],
+    new: tuple[Tensor | None, Tensor | None],
+    lengths: Tensor,
+    block_table: Tensor | None,
+    **words: Any,
+) -> tuple[Tensor, Tensor]:
+    """The same by the kernel of a full pass, with its bits."""
+    total = lengths
+    for cache, tokens in zip(caches, new, strict=True):
+        if tokens is not None:
+            append(cache, tokens, lengths, block_table)
+            total = lengths + tokens.shape[1]
+    keys, values = (gathered(cache, block_table) for cache in caches)
+    place = total - q.shape[1]
+    return attention_forward(q, keys, values, key_lengths=total, query_offset=place, **words)
 
 
 def _by_distance(

@@ -8,11 +8,14 @@ from torch import Tensor
 from .. import _C
 from . import DTYPES, address
 
-MOST_ROWS = 16  # of csrc/cpu/linear.h
+MOST_ROWS = 16  # at a time, of csrc/cpu/linear.h
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (rows, k), w (n, k), rows contiguous, bias (n,) or None -> (rows, n), of one dtype; at most MOST_ROWS rows."""
+    """x (rows, k), w (n, k), rows contiguous, bias (n,) or None -> (rows, n), of one dtype.
+
+    More than MOST_ROWS rows are taken in parts.
+    """
     x = x.contiguous()
     bias = None if bias is None else bias.contiguous()
     rows, columns = x.shape
