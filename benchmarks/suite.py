@@ -102,9 +102,11 @@ def run(
     settings: Settings,
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
     finished: Callable[[Op, list[Row]], None] = lambda op, rows: None,
+    measured: Callable[[Op, list[Row]], None] = lambda op, rows: None,
     only: str = "",
 ) -> Run:
-    """Measures the cases that have `only` in their name; `finished` gets the rows of each op as soon as it is done.
+    """Measures the cases that have `only` in their name; `finished` gets the rows of each op as soon as it is done,
+    `measured` what there is of them after each case.
 
     Raises: ValueError where no case has it.
     """
@@ -127,6 +129,7 @@ def run(
             progress(f"{op.name}: {case.name}, {mode}", done, total)
             rows += measure(op, case, mode, providers, outcome.ceilings, settings)
             done += 1
+            measured(op, rows)
         outcome.rows[op.name] = rows
         finished(op, rows)
     progress("ceilings again", done, total)

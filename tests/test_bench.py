@@ -14,6 +14,7 @@ from undivided import cli
 from undivided.benchmarks import attention, counts, layer_norm, lengths, rows, runner, suite
 from undivided.benchmarks.ceilings import Ceilings
 from undivided.benchmarks.op import Absent, Provider
+from undivided.commands.bench_files import Files
 
 CEILINGS = Ceilings("cpu", "a test", {2**20: 1e10}, {"float32": 1e11, "bfloat16": 2e11})
 SETTINGS = runner.Settings(seconds=0.001, quick=True, compiles=False)
@@ -259,3 +260,23 @@ def test_cases_are_chosen_by_a_part_of_their_name():
     assert {row.case for row in outcome.rows["layer_norm"]} - {"all"} == {"1x8 call overhead float32"}
     with pytest.raises(ValueError, match="no case has 'nothing' in its name; there are: .*1x8 call overhead float32"):
         suite.run(ops, "cpu", ["reference"], settings, only="nothing")
+
+
+def test_a_run_that_is_cut_off_leaves_the_cases_that_it_measured(tmp_path):
+    files = Files(tmp_path, "device", quick=True)
+    op = layer_norm.LAYER_NORM
+    whole = [rows.Row(op.name, "old", "forward", "torch", "", "ok")]
+    files.save(op, whole)
+
+    def cut_off(text, done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    settings = runner.Settings(0.01, quick=True, compiles=False)
+    with pytest.raises(KeyboardInterrupt):
+        suite.run([op], "cpu", ["reference"], settings, progress=cut_off, finished=files.save, measured=files.keep)
+    kept = rows.read_csv(tmp_path / "layer_norm.quick.csv.partial")
+    assert len({(row.case, row.mode) for row in kept} - {("all", "all")}) == 1
+    assert [row.case for row in rows.read_csv(tmp_path / "layer_norm.quick.csv")] == ["old"]
+    files.save(op, whole)
+    assert not list(tmp_path.glob("*.partial"))

@@ -88,7 +88,8 @@ def time_ops(args: argparse.Namespace) -> int:
             backends,
             Settings(seconds, args.quick, compiles),
             progress=reporter(progress, console.is_terminal),
-            finished=lambda op, rows: files.save(op, rows),
+            finished=files.save,
+            measured=files.keep,
             only=args.case,
         )
     files.report(outcome)

@@ -38,12 +38,19 @@ class Files:
     def path(self, name: str, suffix: str) -> Path:
         return self.folder / f"{name}{'.quick' if self.quick else ''}.{suffix}"
 
+    def keep(self, op: Op, rows: Sequence[Row]) -> None:
+        """What there is so far of an op, for a run that is cut off; not in the place of a whole result."""
+        from ..benchmarks.rows import write_csv
+
+        write_csv(rows, self.path(op.name, "csv.partial"))
+
     def save(self, op: Op, rows: Sequence[Row]) -> None:
         """The CSV and the plot of one op."""
         from ..benchmarks import plot
         from ..benchmarks.rows import write_csv
 
         write_csv(rows, self.path(op.name, "csv"))
+        self.path(op.name, "csv.partial").unlink(missing_ok=True)
         self.written.append(self.path(op.name, "csv"))
         if not plot.drawable():
             if plot.CURE not in self.notes:
