@@ -9,6 +9,8 @@ import random
 import tarfile
 import wave
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -16,6 +18,10 @@ import pytest
 
 from undivided.tasks import g2p_languages
 from undivided.tasks.datasets import DATASETS
+
+# Options of a model that learns a small dataset in seconds.
+TINY = ["--set", "d_model=32", "--set", "nheads=2", "--set", "d_ff=64", "--device", "cpu", "--quiet", "--debug"]
+TINY_PAIR = [*TINY, "--set", "encoder_layers=1", "--set", "decoder_layers=1", "--set", "dropout=0.0"]
 
 SUFFIXES = {"ing": "VERB", "ly": "ADV", "ness": "NOUN", "ous": "ADJ"}
 GOOD, BAD = ("splendid", "moving", "witty"), ("dull", "clumsy", "flat")
@@ -31,6 +37,16 @@ def write(folder: Path, name: str, contents: dict[str, bytes], patch: pytest.Mon
         (place / file.name).write_bytes(content)
         files.append(dataclasses.replace(file, sha256=file.digest(content), size=len(content)))
     patch.setitem(DATASETS, name, dataclasses.replace(row, files=tuple(files)))
+
+
+@contextmanager
+def standing_in(folder: Path, written: Callable[[Path, pytest.MonkeyPatch], None]) -> Iterator[pytest.MonkeyPatch]:
+    """Within it the commands find what `written` puts into the folder, and nothing else."""
+    with pytest.MonkeyPatch.context() as patch:
+        written(folder, patch)
+        patch.setenv("UNDIVIDED_DATA", str(folder))
+        patch.setenv("UNDIVIDED_CACHE", str(folder / "cache"))
+        yield patch
 
 
 def tagged(made: random.Random, count: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from task_files import write_verses
+from task_files import TINY_PAIR, standing_in, write_verses
 from undivided.cli import main
 from undivided.tasks import TASKS, bible
 from undivided.tasks.byte_pairs import BytePairs
@@ -19,18 +19,12 @@ from undivided.training.inference import answer
 from undivided.training.models import load_model
 from undivided.transformer import Config
 
-TINY = ["--set", "d_model=32", "--set", "nheads=2", "--set", "d_ff=64", "--set", "encoder_layers=1"]
-TINY += ["--set", "decoder_layers=1", "--set", "dropout=0.0", "--device", "cpu", "--quiet", "--debug"]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        write_verses(out, patch)
+    with standing_in(out, write_verses) as patch:
         patch.setattr(bible, "PIECES", 300)
-        patch.setenv("UNDIVIDED_DATA", str(out))
-        patch.setenv("UNDIVIDED_CACHE", str(out / "cache"))
         yield out
 
 
@@ -39,7 +33,7 @@ def run(folder, tmp_path_factory):
     """A trained translator, for all tests that only read it."""
     out = tmp_path_factory.mktemp("bible") / "run"
     options = ["--steps", "150", "--lr", "1e-2", "--batch-size", "32", "--evaluations", "2", "--ema", "0.9"]
-    assert main(["train", "bible", "--out", str(out), *options, *TINY]) == 0
+    assert main(["train", "bible", "--out", str(out), *options, *TINY_PAIR]) == 0
     return out
 
 

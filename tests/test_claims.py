@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from task_files import write_all
+from task_files import standing_in, write_all
 from undivided.cli import main
 from undivided.tasks import TASKS
 from undivided.tasks.base import Example
@@ -19,10 +19,7 @@ from undivided.training.recipes import settings_for
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        write_all(out, patch)
-        patch.setenv("UNDIVIDED_DATA", str(out))
-        patch.setenv("UNDIVIDED_CACHE", str(out / "cache"))
+    with standing_in(out, write_all):
         yield out
 
 

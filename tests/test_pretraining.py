@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from task_files import write_all
+from task_files import TINY, standing_in, write_all
 from undivided.cli import main
 from undivided.tasks import TASKS, from_header, pretraining, to_header
 from undivided.tasks.corruption import (
@@ -24,8 +24,6 @@ from undivided.tasks.corruption import (
 from undivided.training.batches import Batches, Examples
 from undivided.training.models import load_model
 from undivided.transformer import Config, NextToken
-
-TINY = ["--set", "d_model=32", "--set", "nheads=2", "--set", "d_ff=64", "--device", "cpu", "--quiet", "--debug"]
 
 
 def filled(source: tuple[str, ...], target: tuple[str, ...]) -> list[str]:
@@ -130,11 +128,8 @@ def test_labels_that_are_kept_are_padding_and_do_not_count():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        write_all(out, patch)
+    with standing_in(out, write_all) as patch:
         patch.setattr(pretraining, "AT_LEAST", 2)
-        patch.setenv("UNDIVIDED_DATA", str(out))
-        patch.setenv("UNDIVIDED_CACHE", str(out / "cache"))
         yield out
     pretraining.read.cache_clear()
 

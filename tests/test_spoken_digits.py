@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from task_files import tone, wav, write_spoken_digits
+from task_files import TINY_PAIR, standing_in, tone, wav, write_spoken_digits
 from undivided.cli import main
 from undivided.speech.audio import read_audio
 from undivided.tasks import TASKS, Example, from_header, pad, spoken_digits, to_header
@@ -16,18 +16,12 @@ from undivided.training.batches import Batches, Examples
 from undivided.training.frames import HIDDEN_BANDS, HIDDEN_FRAMES, FrameEmbedding, hidden
 from undivided.training.renewed import Renewed
 
-TINY = ["--set", "d_model=32", "--set", "nheads=2", "--set", "d_ff=64", "--set", "encoder_layers=1"]
-TINY += ["--set", "decoder_layers=1", "--set", "dropout=0.0", "--device", "cpu", "--quiet", "--debug"]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        write_spoken_digits(out, patch)
+    with standing_in(out, write_spoken_digits) as patch:
         patch.setattr(spoken_digits, "STRINGS", 128)
-        patch.setenv("UNDIVIDED_DATA", str(out))
-        patch.setenv("UNDIVIDED_CACHE", str(out / "cache"))
         yield out
 
 
@@ -36,7 +30,7 @@ def run(folder, tmp_path_factory):
     """A trained listener, for all tests that only read it."""
     out = tmp_path_factory.mktemp("spoken") / "run"
     options = ["--steps", "300", "--lr", "5e-3", "--evaluations", "2", "--ema", "0.9"]
-    assert main(["train", "spoken_digits", "--out", str(out), *options, *TINY]) == 0
+    assert main(["train", "spoken_digits", "--out", str(out), *options, *TINY_PAIR]) == 0
     return out
 
 

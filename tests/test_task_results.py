@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from task_files import write_all
+from task_files import standing_in, write_all
 from undivided import cli
 from undivided.cli import build_parser, main
 from undivided.commands import finetune, tasks, train
@@ -27,10 +27,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        write_all(out, patch)
-        patch.setenv("UNDIVIDED_DATA", str(out))
-        patch.setenv("UNDIVIDED_CACHE", str(out / "cache"))
+    with standing_in(out, write_all):
         yield out
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from task_files import write_all, zipped
+from task_files import TINY, standing_in, write_all, zipped
 from undivided.cli import main
 from undivided.tasks import GROUPS, TASKS, from_header, g2p_languages, images, pos, sentiment, to_header
 from undivided.tasks.archives import members, members_digest, repack
@@ -19,28 +19,14 @@ from undivided.tasks.spelling import SPELLING, SpelledWords, spell
 from undivided.tasks.vocabulary import UNKNOWN
 from undivided.training.models import load_model
 
-TINY = ["--set", "d_model=32", "--set", "nheads=2", "--set", "d_ff=64", "--device", "cpu", "--quiet", "--debug"]
-TINY_RECURRENT = [
-    "--set",
-    "d_model=32",
-    "--set",
-    "layers=1",
-    "--set",
-    "pooling=mean",
-    "--device",
-    "cpu",
-    "--quiet",
-    "--debug",
-]
+TINY_RECURRENT = ["--set", "d_model=32", "--set", "layers=1", "--set", "pooling=mean"]
+TINY_RECURRENT += ["--device", "cpu", "--quiet", "--debug"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        write_all(out, patch)
-        patch.setenv("UNDIVIDED_DATA", str(out))
-        patch.setenv("UNDIVIDED_CACHE", str(out / "cache"))
+    with standing_in(out, write_all):
         yield out
 
 
