@@ -13,28 +13,29 @@ import transformers
 
 import undivided
 from huggingface_pairs import BY_NAME, good, pair
-from undivided.integrations.hf_masks import KeyMask, PackedMask
+from undivided.integrations.hf_masks import KeyMask, Tokens
 from undivided.testing.huggingface import compare_gradients, gradients, valid_logits
 
 LENGTHS = torch.tensor([3, 0, 5], dtype=torch.int32)
-FAMILIES = ["t5", "bart", "speech_to_text"]  # RMS norms with a bias; norms behind and in front; lengths of its own
+# RMS norms with a bias; with a bias of each layer; norms behind and in front; lengths of its own
+FAMILIES = ["t5", "umt5", "bart", "speech_to_text"]
 
 
 @pytest.fixture
 def packed(monkeypatch):
     """The shapes of what the padding was taken out of."""
-    shapes, take = [], PackedMask.take
+    shapes, take = [], Tokens.take
 
     def spy(self, x):
         shapes.append(tuple(x.shape))
         return take(self, x)
 
-    monkeypatch.setattr(PackedMask, "take", spy)
+    monkeypatch.setattr(Tokens, "take", spy)
     return shapes
 
 
 def test_padding_goes_and_comes_back():
-    mask = PackedMask.of(LENGTHS, 6)
+    mask = Tokens.of(LENGTHS, 6)
     x = torch.arange(3 * 6 * 2.0).view(3, 6, 2).requires_grad_()
     taken = mask.take(x)
     assert mask.longest == 5 and mask.cu_seqlens.tolist() == [0, 3, 3, 8]
@@ -46,10 +47,13 @@ def test_padding_goes_and_comes_back():
     assert torch.equal(x.grad, kept.expand_as(x).float())
 
 
-def test_only_a_mask_that_sees_both_ways_is_packed():
+def test_only_what_lengths_say_is_packed():
     words = dict(seqlen_q=6, seqlen_k=6, window=(None, None), query_offset=None, key_lengths=LENGTHS, mask=None)
-    assert KeyMask(**words).packed.rows.tolist() == [0, 1, 2, 12, 13, 14, 15, 16]
-    others = dict(window=(None, 0), key_lengths=None, mask=torch.ones(3, 1, 1, 6, dtype=torch.bool), seqlen_q=1)
+    for window in ((None, None), (None, 0)):
+        found = KeyMask(**dict(words, window=window)).packed
+        assert found.window == window and found.keys is found.queries
+        assert found.keys.rows.tolist() == [0, 1, 2, 12, 13, 14, 15, 16]
+    others = dict(query_offset=1, key_lengths=None, mask=torch.ones(3, 1, 1, 6, dtype=torch.bool), seqlen_q=1)
     for name, value in [*others.items(), ("key_lengths", torch.zeros_like(LENGTHS))]:
         assert KeyMask(**dict(words, **{name: value})).packed is None, name
 
@@ -114,7 +118,7 @@ def test_hidden_states_of_every_layer_have_their_shapes(name, packed):
 def test_layers_that_may_be_left_out_keep_their_padding(packed):
     family = BY_NAME["bart"]
     model = pair(family)[1]
-    model.model.encoder.layerdrop = 0.5
+    model.model.encoder.layerdrop = model.model.decoder.layerdrop = 0.5
     model.train()(**family.inputs())
     assert not packed
     model.eval()(**family.inputs())
@@ -142,8 +146,8 @@ def test_copies_and_restored_models_know_their_own_encoder(packed):
     eager, ours = pair(BY_NAME["t5"])
     before = vars(eager.encoder.block[0]).keys()
     twin = copy.deepcopy(ours)
-    encoder = vars(twin.encoder.block[0])["_undivided_encoder"]
-    assert encoder.stack is twin.encoder and encoder.blocks == list(twin.encoder.block)
+    stack = vars(twin.encoder.block[0])["_undivided_stack"]
+    assert stack.module is twin.encoder and stack.blocks == list(twin.encoder.block)
     undivided.restore(ours)
     assert vars(ours.encoder.block[0]).keys() == before
     inputs = BY_NAME["t5"].inputs()
@@ -157,7 +161,7 @@ def test_the_report_names_an_encoder_that_keeps_its_padding():
     block.forward = lambda *args, **kwargs: type(block).forward(block, *args, **kwargs)
     report = undivided.accelerate(model)
     assert report.left["T5Stack", "not all of its blocks were replaced"] == 1
-    assert report.count("encoder without padding") == 0
+    assert report.count("stack without padding") == 1  # the decoder
 
 
 def test_dropout_falls_on_tokens_alone(packed):
@@ -169,6 +173,7 @@ def test_dropout_falls_on_tokens_alone(packed):
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
+        packed.clear()
         found.append(valid_logits(model, BY_NAME["t5"].inputs()))
     assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2], atol=1e-3)
-    assert len(packed) == 3
+    assert len(packed) == 2 + 2  # both stacks, and the memory in both layers of the decoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -16,15 +17,17 @@ from ..ops.norm_table import RMS_NORM
 from ..products import FLOATS
 from . import hf_dropout, hf_feed_forward, hf_layers, hf_norms, hf_packing, hf_t5
 from .hf_attention import SETTINGS
+from .hf_checkpointing import checkpointed
 from .hf_models import NAME, refusal
 from .hf_patch import Patches
 from .hf_report import Report
 
-# The blocks of encoders by class, and whether one runs on tokens without padding.
-ENCODERS = (
-    (hf_t5.BLOCKS, hf_t5.takes_packed),
-    (hf_layers.ENCODERS, hf_layers.takes_packed),
+# The blocks of stacks by class, and whether one runs on tokens without padding.
+STACKS = (
+    (hf_t5.STACKS, hf_t5.takes_packed),
+    (hf_layers.STACKS, hf_layers.takes_packed),
 )
+TEACHER = {"labels", "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds"}  # words of a forward
 KEPT = "_undivided_patches"  # where a model keeps what undoes the change
 
 
@@ -40,7 +43,9 @@ def change(model: nn.Module) -> Report:
             change_attention(module, patches, report)
         change_rest(module, patches, report)
     for module in model.modules():
-        change_encoder(module, patches, report)
+        change_stack(module, patches, report)
+    for module in model.modules():
+        change_loss(module, patches, report)
     return report
 
 
@@ -119,10 +124,11 @@ def change_rest(module: nn.Module, patches: Patches, report: Report) -> None:
     elif name in hf_layers.LAYERS:
         method, part = hf_layers.LAYERS[name]
         objection = no_kernel(module, RMS_NORM) or no_kernel(module, FEED_FORWARD)
-        objection = objection or patches.method(module, method, getattr(part, method))
+        objection = objection or patches.method(module, method, replacement(module, part, method))
         report.add(module, hf_layers.GAINS[part], objection)
     elif name in hf_t5.BLOCKS:
-        objection = no_kernel(module, RMS_NORM) or patches.method(module, "forward", hf_t5.Block.forward)
+        forward = replacement(module, hf_t5.BLOCKS[name], "forward")
+        objection = no_kernel(module, RMS_NORM) or patches.method(module, "forward", forward)
         report.add(module, "norms with the residual sum", objection)
     elif type(module) is nn.Linear:
         if module.weight.dtype in FLOATS and module.weight.device.type == "cpu":
@@ -133,17 +139,35 @@ def change_rest(module: nn.Module, patches: Patches, report: Report) -> None:
         report.add(module, "feed-forward block", why)
 
 
-def change_encoder(stack: nn.Module, patches: Patches, report: Report) -> None:
-    """The padding of an encoder all of whose blocks have our forward."""
+def replacement(module: nn.Module, part: type, method: str) -> Callable:
+    """What a class lends to a layer; checkpointed where the layer's own would be."""
+    lent: Callable = getattr(part, method)
+    return checkpointed(module, lent) if method == "forward" else lent
+
+
+def change_stack(stack: nn.Module, patches: Patches, report: Report) -> None:
+    """The padding of an encoder or decoder all of whose blocks have our forward."""
     for blocks in stack.children():
         if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
             continue
-        for kinds, takes in ENCODERS:
-            if all(type(block).__name__ in kinds and not getattr(block, "is_decoder", False) for block in blocks):
+        for kinds, takes in STACKS:
+            if all(type(block).__name__ in kinds for block in blocks):
                 ours = all(patches.replaced(block, "forward") for block in blocks)
                 if ours:
                     hf_packing.patch(stack, list(blocks), takes, patches)
-                report.add(stack, "encoder without padding", None if ours else "not all of its blocks were replaced")
+                report.add(stack, "stack without padding", None if ours else "not all of its blocks were replaced")
+
+
+def change_loss(model: nn.Module, patches: Patches, report: Report) -> None:
+    """What a model need not compute in training, since its labels say that no loss is there."""
+    if not isinstance(model, PreTrainedModel) or not TEACHER.issubset(
+        inspect.signature(type(model).forward).parameters
+    ):
+        return
+    decoder = model.get_decoder()
+    if any(hf_packing.KEPT in vars(module) for module in decoder.modules()):
+        objection = patches.method(model, "forward", hf_packing.by_labels(type(model)))  # type: ignore[arg-type]
+        report.add(model, "training without what is behind the labels", objection)
 
 
 def no_kernel(module: nn.Module, table: Any) -> str | None:

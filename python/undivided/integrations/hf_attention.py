@@ -75,15 +75,16 @@ def undivided_attention(
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask, bias: Any, **words: Any) -> Tensor:
-    """q, k, v: (1, total, nheads, head_dim), of an encoder that sees both ways."""
+    """q, k, v: (1, total, nheads, head_dim), the tokens of either side."""
     out = attention_packed(
         q[0],
         k[0],
         v[0],
-        cu_seqlens_q=mask.cu_seqlens,
-        cu_seqlens_k=mask.cu_seqlens,
-        max_seqlen_q=mask.longest,
-        max_seqlen_k=mask.longest,
+        cu_seqlens_q=mask.queries.cu_seqlens,
+        cu_seqlens_k=mask.keys.cu_seqlens,
+        max_seqlen_q=mask.queries.longest,
+        max_seqlen_k=mask.keys.longest,
+        window=mask.window,
         bias=bias,
         **words,
         backend=SETTINGS["backend"],

@@ -1,5 +1,4 @@
-"""The layers of BART's relatives, of BERT and of Llama with the residual sums in the norms, BART's and BERT's
-feed-forward blocks fused.
+"""The layers of BART's relatives and of BERT with the residual sums in the norms and the feed-forward blocks fused.
 
 These layers write both inline, so that the whole forward is replaced. Each class here lends its forward to single
 modules of the families in `LAYERS`, whose originals are the same line by line; `self` is the module.
@@ -7,12 +6,13 @@ modules of the families in `LAYERS`, whose originals are the same line by line; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import hf_dropout
+from . import hf_dropout, hf_norm_layers
 from .hf_feed_forward import ACTIVATIONS, feed_forward, is_plain
 from .hf_norms import add_norm
 from .hf_packing import without_padding
@@ -20,14 +20,8 @@ from .hf_patch import untouched
 
 POST_NORM = ("Bart", "BlenderbotSmall", "Marian", "PLBart")
 PRE_NORM = ("Blenderbot", "M2M100", "MBart", "Pegasus", "Speech2Text", "Whisper")
-SELF_ATTENTION = (
-    "LlamaDecoderLayer",
-    "MistralDecoderLayer",
-    "MoonshineEncoderLayer",
-    "Qwen2DecoderLayer",
-    "Qwen3DecoderLayer",
-)
-ENCODERS = tuple(f"{name}EncoderLayer" for name in POST_NORM + PRE_NORM)  # that can do without padding
+SIDES = ("EncoderLayer", "DecoderLayer")
+STACKS = tuple(name + side for name in POST_NORM + PRE_NORM for side in SIDES)  # that can do without padding
 
 
 def drop(layer: Any, x: Tensor) -> Tensor:
@@ -56,6 +50,32 @@ def takes_packed(layer: Any, x: Tensor) -> bool:
     return not needs_clamp(x)
 
 
+def decoder(layer: Callable) -> Callable:
+    """The forward of a decoder's layer from layer(self, x, own, cross).
+
+    own: what self-attention is called with; cross: what cross attention is, None where there is no encoder.
+    """
+
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Any = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        kwargs["past_key_values"] = past_key_values
+        own, cross = dict(attention_mask=attention_mask, **kwargs), None
+        if encoder_hidden_states is not None:
+            cross = dict(key_value_states=encoder_hidden_states, attention_mask=encoder_attention_mask, **kwargs)
+        result: Tensor = layer(self, hidden_states, own, cross)
+        return result
+
+    return forward
+
+
 class PostNormEncoder:
     """BART: norm(x + f(x))."""
 
@@ -72,22 +92,13 @@ class PostNormEncoder:
 class PostNormDecoder:
     """BART, with cross attention where there is an encoder."""
 
-    def forward(
-        self: Any,
-        hidden_states: Tensor,
-        attention_mask: Any = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Any = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = True,
-        **kwargs: Any,
-    ) -> Tensor:
-        x, cache = hidden_states, {"past_key_values": past_key_values}
-        attended, _ = self.self_attn(x, attention_mask=attention_mask, **cache, **kwargs)
+    @without_padding
+    @decoder
+    def forward(self: Any, x: Tensor, own: dict[str, Any], cross: dict[str, Any] | None) -> Tensor:
+        attended, _ = self.self_attn(x, **own)
         x, _ = add_norm(self.self_attn_layer_norm, drop(self, attended), x)
-        if encoder_hidden_states is not None:
-            words = dict(key_value_states=encoder_hidden_states, attention_mask=encoder_attention_mask, **cache)
-            attended, _ = self.encoder_attn(x, **words, **kwargs)
+        if cross is not None:
+            attended, _ = self.encoder_attn(x, **cross)
             x, _ = add_norm(self.encoder_attn_layer_norm, drop(self, attended), x)
         return add_norm(self.final_layer_norm, drop(self, inner(self, x)), x)[0]
 
@@ -108,42 +119,15 @@ class PreNormEncoder:
 class PreNormDecoder:
     """mBART, Whisper, with cross attention where there is an encoder."""
 
-    def forward(
-        self: Any,
-        hidden_states: Tensor,
-        attention_mask: Any = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Any = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = True,
-        **kwargs: Any,
-    ) -> Tensor:
-        x, cache = hidden_states, {"past_key_values": past_key_values}
-        y = self.self_attn_layer_norm(x)
-        attended, _ = self.self_attn(y, attention_mask=attention_mask, **cache, **kwargs)
-        if encoder_hidden_states is not None:
+    @without_padding
+    @decoder
+    def forward(self: Any, x: Tensor, own: dict[str, Any], cross: dict[str, Any] | None) -> Tensor:
+        attended, _ = self.self_attn(self.self_attn_layer_norm(x), **own)
+        if cross is not None:
             y, x = add_norm(self.encoder_attn_layer_norm, drop(self, attended), x)
-            words = dict(key_value_states=encoder_hidden_states, attention_mask=encoder_attention_mask, **cache)
-            attended, _ = self.encoder_attn(y, **words, **kwargs)
+            attended, _ = self.encoder_attn(y, **cross)
         y, x = add_norm(self.final_layer_norm, drop(self, attended), x)
         return x + drop(self, inner(self, y))
-
-
-class SelfAttentionLayer:
-    """Llama: x + f(norm(x)), with a feed-forward block that is a module of its own."""
-
-    def forward(
-        self: Any,
-        hidden_states: Tensor,
-        attention_mask: Any = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        kwargs |= dict(attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values)
-        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-        y, x = add_norm(self.post_attention_layernorm, attended, hidden_states)
-        return x + self.mlp(y)
 
 
 class BertOutput:
@@ -171,7 +155,7 @@ LAYERS: dict[str, tuple[str, type]] = {
     **{f"{name}DecoderLayer": ("forward", PostNormDecoder) for name in POST_NORM},
     **{f"{name}EncoderLayer": ("forward", PreNormEncoder) for name in PRE_NORM},
     **{f"{name}DecoderLayer": ("forward", PreNormDecoder) for name in PRE_NORM},
-    **{name: ("forward", SelfAttentionLayer) for name in SELF_ATTENTION},
+    **{name: ("forward", part) for name, part in hf_norm_layers.LAYERS.items()},
     "BertSelfOutput": ("forward", BertOutput),
     "BertOutput": ("forward", BertOutput),
     "BertLayer": ("feed_forward_chunk", BertLayer),
@@ -182,7 +166,7 @@ GAINS: dict[type, str] = {
     PostNormDecoder: "feed-forward block, norms with the residual sum",
     PreNormEncoder: "feed-forward block, norms with the residual sum",
     PreNormDecoder: "feed-forward block, norms with the residual sum",
-    SelfAttentionLayer: "norm with the residual sum",
+    **hf_norm_layers.GAINS,
     BertOutput: "norm with the residual sum",
     BertLayer: "feed-forward block",
 }

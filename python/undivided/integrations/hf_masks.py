@@ -26,8 +26,8 @@ from .hf_models import HAND_ON
 
 
 @dataclass(frozen=True, eq=False)
-class PackedMask:
-    """Stands for the mask of an encoder's attention where the hidden states have no padding.
+class Tokens:
+    """The tokens of a batch that is padded on the right, all in one row.
 
     Sequence b is tokens cu_seqlens[b] to cu_seqlens[b + 1] (int32 (batch + 1,)) of all; `rows` (total,) int64 are their
     places in the padded batch, laid out as (batch x seqlen).
@@ -40,20 +40,33 @@ class PackedMask:
     rows: Tensor
 
     @staticmethod
-    def of(lengths: Tensor, seqlen: int) -> PackedMask:
-        """Of padding on the right by lengths int32 (batch,)."""
+    def of(lengths: Tensor, seqlen: int) -> Tokens:
+        """By lengths int32 (batch,)."""
         kept = torch.arange(seqlen) < lengths[:, None]
         ends = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        return PackedMask(len(lengths), seqlen, int(lengths.max()), ends, kept.flatten().nonzero()[:, 0])
+        return Tokens(len(lengths), seqlen, int(lengths.max()), ends, kept.flatten().nonzero()[:, 0])
 
     def take(self, x: Tensor) -> Tensor:
         """(batch, seqlen, d_model) -> (1, total, d_model)."""
         return x.flatten(0, 1).index_select(0, self.rows)[None]
 
+    def pads(self, x: Tensor) -> bool:
+        """Whether x (batch, seqlen, d_model) still has its padding."""
+        return x.shape[:2] == (self.batch, self.seqlen)
+
     def put_back(self, x: Tensor) -> Tensor:
         """The inverse of `take`; padding is 0."""
         whole = x.new_zeros(self.batch * self.seqlen, x.shape[-1])
         return whole.index_copy(0, self.rows, x[0]).view(self.batch, self.seqlen, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMask:
+    """Stands for a mask where the hidden states of both sides have no padding; `window` is that of each sequence."""
+
+    queries: Tokens
+    keys: Tokens
+    window: Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +105,19 @@ class KeyMask:
         return words
 
     @cached_property
-    def packed(self) -> PackedMask | None:
-        """For tokens of self-attention that sees both ways; None without padding, or where lengths are not known."""
-        lengths, both_ways = self.key_lengths, self.window == (None, None)
-        if lengths is None or self.mask is not None or not both_ways or self.seqlen_q != self.seqlen_k:
+    def keys(self) -> Tokens | None:
+        """None without padding, or where lengths are not known."""
+        lengths = self.key_lengths
+        if lengths is None or self.mask is not None or not readable(lengths) or not lengths.any():
             return None
-        return PackedMask.of(lengths, self.seqlen_q) if readable(lengths) and lengths.any() else None
+        return Tokens.of(lengths, self.seqlen_k)
+
+    @cached_property
+    def packed(self) -> PackedMask | None:
+        """Of self-attention; None without padding, or where lengths are not known."""
+        if self.query_offset is not None or self.seqlen_q != self.seqlen_k or self.keys is None:
+            return None
+        return PackedMask(self.keys, self.keys, self.window)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

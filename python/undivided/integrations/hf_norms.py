@@ -75,12 +75,15 @@ def lender(module: nn.Module) -> type | str | None:
 
 
 def add_norm(norm: Any, x: Tensor, residual: Tensor) -> Any:
-    """(norm(residual + x), residual + x), in one pass where the norm is torch's or T5's."""
-    if x.dtype == residual.dtype == norm.weight.dtype:
+    """(norm(residual + x), residual + x), in one pass where the norm is torch's, T5's or Gemma's."""
+    lent = Norm if type(norm) is nn.LayerNorm else NORMS.get(type(norm).__name__)
+    if lent in (Norm, ScaledNorm, OnePlusNorm) and x.dtype == residual.dtype and untouched(norm, lent.forward):
         backend = SETTINGS["backend"]
-        if type(norm) is nn.LayerNorm and untouched(norm, Norm.forward):
+        if lent is OnePlusNorm:
+            return ops.rms_norm(x, 1.0 + norm.weight.float(), norm.eps, residual, backend=backend)
+        if x.dtype == norm.weight.dtype and lent is Norm:
             return ops.layer_norm(x, norm.weight, norm.bias, norm.eps, residual, backend=backend)
-        if NORMS.get(type(norm).__name__) is ScaledNorm and untouched(norm, ScaledNorm.forward):
+        if x.dtype == norm.weight.dtype:
             return ops.rms_norm(x, norm.weight, norm.variance_epsilon, residual, backend=backend)
     summed = residual + x
     return norm(summed), summed

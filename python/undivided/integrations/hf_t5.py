@@ -21,7 +21,6 @@ from .hf_packing import without_padding
 from .hf_patch import Patches, untouched
 
 ATTENTION = ("T5Attention", "MT5Attention", "UMT5Attention", "SwitchTransformersAttention")
-BLOCKS = ("T5Block", "MT5Block")
 
 
 def adapted(table: nn.Module) -> bool:
@@ -94,6 +93,13 @@ def takes_packed(block: Any, x: Tensor) -> bool:
     return takes(block, x) and not (attention.has_relative_attention_bias and not is_compact(attention))
 
 
+def finish(last: Any, attended: Tensor, x: Tensor) -> Tensor:
+    """The last part of a block, with the sum before it. What Switch calls `mlp` may be experts behind a router."""
+    y, x = add_norm(last.layer_norm, attended, x)
+    inner = last.mlp if hasattr(last, "mlp") else last.DenseReluDense
+    return x + last.dropout(inner(y))
+
+
 class Block:
     """Lends its forward to the blocks of `BLOCKS`. Each part is x + dropout(f(norm(x))): sum and next norm are one."""
 
@@ -125,5 +131,45 @@ class Block:
             kwargs.update(mask=encoder_attention_mask, key_value_states=encoder_hidden_states)
             attended, new_cross_bias, _ = cross.EncDecAttention(y, position_bias=cross_bias, **kwargs)
             attended = cross.dropout(attended)
-        y, x = add_norm(last.layer_norm, attended, x)
-        return x + last.dropout(last.DenseReluDense(y)), bias, new_cross_bias
+        return finish(last, attended, x), bias, new_cross_bias
+
+
+class UMT5Block:
+    """The same for UMT5, whose layers have a table each, so that no bias is handed on."""
+
+    @without_padding
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Any = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        x, memory = hidden_states, dict(encoder_hidden_states=encoder_hidden_states)
+        kwargs["past_key_values"] = past_key_values
+        if not takes(self, x):
+            memory["encoder_attention_mask"] = encoder_attention_mask
+            result: Tensor = type(self).forward(self, x, attention_mask, **memory, **kwargs)
+            return result
+        first, *others, last = self.layer
+        attended, _ = first.SelfAttention(first.layer_norm(x), attention_mask=attention_mask, **kwargs)
+        attended = first.dropout(attended)
+        if others and encoder_hidden_states is not None:
+            cross = others[0]
+            y, x = add_norm(cross.layer_norm, attended, x)
+            attended, _ = cross.EncDecAttention(y, attention_mask=encoder_attention_mask, **memory, **kwargs)
+            attended = cross.dropout(attended)
+        return finish(last, attended, x)
+
+
+# The class of a block by name: what lends it a forward.
+BLOCKS: dict[str, type] = {
+    "T5Block": Block,
+    "MT5Block": Block,
+    "SwitchTransformersBlock": Block,
+    "UMT5Block": UMT5Block,
+}
+# Stacks that can do without padding. In Switch's, tokens compete for a place at an expert within their own row.
+STACKS = ("T5Block", "MT5Block", "UMT5Block")

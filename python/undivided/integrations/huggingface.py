@@ -74,8 +74,11 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
     models stay as they are, and what a hook, an adapter or a dtype makes different at a call runs as before. A
     feed-forward block that drops between its layers while training does so too.
 
-    On a CPU the encoders of T5, BART and their relatives leave padding on the right out: what their last block gives
-    there is 0, which masks hide. Dropout draws from torch's default generator, but other numbers than torch's own.
+    On a CPU the encoders and decoders of T5, BART and their relatives leave padding on the right out, where a mask says
+    that it is some: what their last block gives there is 0, which masks hide. In training labels of -100 at the end of
+    a row say it too: the loss and all gradients are the same, but the logits at these places are no predictions. In
+    generation, and where a decoder keeps its cache, nothing is left out. Dropout draws from torch's default generator,
+    but other numbers than torch's own.
 
     Args:
         model: on the device and in the dtype where it will run: a part for which no kernel runs there is left. A part
