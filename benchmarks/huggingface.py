@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from .counts import with_backward
 from .huggingface_models import SHAPES, Batch, Shape, make, operations, sound, text, weights
+from .huggingface_speech import published_whisper, recording, speech
 from .op import Absent, Apart, Op, Provider, Runnable, Work
 
 
 @dataclass(frozen=True)
 class Case:
     """A model of SHAPES and a batch whose sources have the lengths called `source` ("sound": half a minute each).
+
+    "speech" is Whisper with its published weights, and a recording.
 
     mode: "step" is forward, loss and backward, without the optimizer, which is torch's own on every side; "tokens" is
     the encoder and `tokens` symbols. dtype bfloat16 means autocast in a step, as transformers' Trainer has it, and
@@ -43,6 +46,8 @@ class Case:
         return shape if self.vocab is None else replace(shape, vocab=self.vocab)
 
     def made(self, attn_implementation: str) -> nn.Module:
+        if self.source == "speech":
+            return published_whisper(attn_implementation)
         return make(self.model.split("-")[0], self.shape, attn_implementation, self.dropout)
 
     @property
@@ -60,6 +65,8 @@ class Case:
         return f"{self.group} vocab {self.shape.vocab} b{self.batch} {work}"
 
     def batch_on(self, device: str) -> Batch:
+        if self.source == "speech":
+            return speech(device)
         if self.shape.mel:
             return sound(self.batch, self.shape.mel, device)
         return text(self.source, self.batch, self.shape.vocab, device)
@@ -77,7 +84,10 @@ def cases(quick: bool, device: str) -> list[Case]:
         for source, batch in (("verses", 32), ("reviews", 2)):
             found += [Case(model, "step", source, many * batch, dtype, 0.1, vocab=4096) for dtype in dtypes]
         found += [Case(model, "tokens", "verses", many * 8, dtype) for dtype in dtypes]
-    return [*found, *(Case("whisper-tiny.en", "tokens", "sound", many, dtype) for dtype in dtypes)]
+    found += [Case("whisper-tiny.en", "tokens", "sound", many, dtype) for dtype in dtypes]
+    if recording() is not None:
+        found += [Case("whisper-tiny.en", "tokens", "speech", 1, dtype, tokens=24) for dtype in dtypes]
+    return found
 
 
 def work(case: Case, mode: str) -> Work:
