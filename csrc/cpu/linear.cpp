@@ -41,7 +41,7 @@ void linear_typed(const Linear& call) {
     const int64_t first = task * kOutputs;
     const int count = static_cast<int>(call.outputs - first < kOutputs ? call.outputs - first : kOutputs);
     const T* w = static_cast<const T*>(call.w) + first * call.w_row;
-    row_scores<T, Word>({left, stride, w, call.w_row, columns}, rows, count, s, kScores, Ahead());
+    row_scores<T, Word, true>({left, stride, w, call.w_row, columns}, rows, count, s, kScores, Ahead());
     const T* bias = call.bias == nullptr ? nullptr : static_cast<const T*>(call.bias) + first;
     for (int r = 0; r < rows; ++r) {
       write_row(s + r * kScores, bias, static_cast<T*>(call.y) + r * call.outputs + first, count);
