@@ -21,8 +21,9 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
 
     It holds for attention, attention_packed, attention_decode, the norms, the feed-forward network and the layers and
     models of `undivided.nn` and `undivided.transformer`, in float32, bfloat16 and float16; not for torch's own layers,
-    under autocast or torch.compile, nor for gradients of weights, which are sums over rows. On any number of threads
-    results are the same with and without it. Calls with few rows or queries get slower, up to twice.
+    under autocast or torch.compile, nor for gradients of weights, which are sums over rows. The number of threads
+    changes no result, within it or not. Measured on Zen 4: a full pass takes as long as without it, generation 1.1 to
+    1.3 times as long, a call of attention_decode with one query up to 2.7 times.
 
     Also a decorator. It follows the current thread or task, as torch.no_grad does.
 
