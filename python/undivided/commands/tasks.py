@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,8 @@ def first_task(name: str) -> Task:
 
 
 def rank(one: Task, scores: Mapping[str, float]) -> float:
-    return -scores[one.metric] if one.higher_is_better else scores[one.metric]
+    score = scores.get(one.metric, -math.inf if one.higher_is_better else math.inf)
+    return -score if one.higher_is_better else score
 
 
 def markdown(lines: Sequence[Line]) -> Iterator[str]:
@@ -164,7 +166,7 @@ def metric_name(column: str) -> str:
 
 
 def published(name: str) -> str:
-    """Figures of the task's metric that others published, the best first; the average for a group."""
+    """Figures that others published, the best by the task's metric first; the average for a group."""
     one = first_task(name)
     members = GROUPS.get(name.partition(",")[0])
     if members is not None:
@@ -172,4 +174,12 @@ def published(name: str) -> str:
         average = sum(row.scores[one.metric] for row in figures) / len(figures)
         return f"{average:.2f} {figures[0].system}"
     rows = sorted(one.published, key=lambda row: rank(one, row.scores))
-    return "; ".join(f"{row.scores[one.metric]:.2f} {row.system}" for row in rows[:PUBLISHED])
+    return "; ".join(f"{figure(one, row.scores)} {row.system}" for row in rows[:PUBLISHED])
+
+
+def figure(one: Task, scores: Mapping[str, float]) -> str:
+    """A published score: the task's metric, else the first with its name."""
+    if one.metric in scores:
+        return f"{scores[one.metric]:.2f}"
+    name, score = next(iter(scores.items()))
+    return f"{score:.2f} {metric_name(name)}"
