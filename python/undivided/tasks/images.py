@@ -71,12 +71,14 @@ def load_digits(data: str | Path | None = None) -> PairData:
 def load_mnist(data: str | Path | None = None) -> PairData:
     """One image in five is held out for the test, one in ten of the others for development.
 
+    The file has one digit after the other; here they are mixed, so that the first examples of a part stand for all.
+
     Raises:
         DataNotFound, DataDamaged: see `find`.
     """
     parts: dict[str, Rows] = {"train": [], "dev": [], "test": []}
-    for image, label in read(MNIST_SPLIT, data):
-        number = digest(" ".join(map(str, image)))
+    rows = ((digest(" ".join(map(str, image))), image, label) for image, label in read(MNIST_SPLIT, data))
+    for number, image, label in sorted(rows):
         held = "dev" if number // TEST_ONE_IN % DEV_ONE_IN == 0 else "train"
         parts["test" if number % TEST_ONE_IN == 0 else held].append((image, label))
     return make_data(parts["train"], parts["dev"], parts["test"], MNIST_TOP, MNIST_SPLIT, comparable=False)
