@@ -23,7 +23,10 @@ esac
 # of torch's, so that every access and every hand-over between threads is seen.
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66"
 export PYTHONPATH=$work/python PYTHONMALLOC=malloc
-LD_PRELOAD=$library "$root/.venv/bin/python" - -q -p no:cacheprovider "$@" tests/test_cpu_*.py tests/test_attention_decode.py <<'PY'
+# The package is imported before the tests can ask for Triton's interpreter, and the sanitizer must find the C++ library's
+# exceptions, which torch throws.
+export TRITON_INTERPRET=1
+LD_PRELOAD="$library $(g++ -print-file-name=libstdc++.so)" "$root/.venv/bin/python" - -q -p no:cacheprovider "$@" tests/test_cpu_*.py tests/test_attention_decode.py <<'PY'
 import sys
 
 import pytest
