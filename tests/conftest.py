@@ -1,6 +1,7 @@
 """Settings that must hold before anything imports Triton or the package."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,3 +22,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(needs_gpu)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with a `variant` runs once with every instruction set that the processor has, unless it names its own."""
+    named = any("variant" in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize"))
+    if "variant" in metafunc.fixturenames and not named:
+        from undivided import _C
+
+        metafunc.parametrize("variant", _C.variants(), indirect=True)
+
+
+@pytest.fixture
+def variant(request: pytest.FixtureRequest) -> Iterator[str]:
+    from undivided import _C
+
+    before = _C.variant()
+    _C.set_variant(request.param)
+    yield request.param
+    _C.set_variant(before)

@@ -38,14 +38,6 @@ def failures(case, dtype, backend):
 
 
 @pytest.fixture
-def variant(request):
-    before = _C.variant()
-    _C.set_variant(request.param)
-    yield request.param
-    _C.set_variant(before)
-
-
-@pytest.fixture
 def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads

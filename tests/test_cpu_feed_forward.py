@@ -20,14 +20,6 @@ ACTIVATIONS = {
 }
 
 
-@pytest.fixture(params=_C.variants())
-def variant(request):
-    before = _C.variant()
-    _C.set_variant(request.param)
-    yield request.param
-    _C.set_variant(before)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", FEED_FORWARD_CASES, ids=lambda case: case.name)
 def test_agrees_with_the_reference(case, dtype, variant):

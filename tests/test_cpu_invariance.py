@@ -17,14 +17,6 @@ from undivided.invariance import invariant  # noqa: E402
 from undivided.products import product  # noqa: E402
 
 
-@pytest.fixture(params=_C.variants())
-def variant(request):
-    before = _C.variant()
-    _C.set_variant(request.param)
-    yield request.param
-    _C.set_variant(before)
-
-
 def random(*shape, dtype=torch.float32, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 

@@ -18,14 +18,6 @@ SHAPES = [(1, 1), (7, 5), (16, 15), (31, 16), (32, 63), (33, 64), (64, 65), (100
 ROWS = [1, 2, 3, 4, 5, 8, 15, 16]  # four at a time, and what is left over
 
 
-@pytest.fixture(params=_C.variants())
-def variant(request):
-    before = _C.variant()
-    _C.set_variant(request.param)
-    yield request.param
-    _C.set_variant(before)
-
-
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()

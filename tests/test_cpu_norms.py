@@ -18,14 +18,6 @@ SHAPES = [(1, 8), (3, 1), (5, 7), (4, 64), (7, 100), (37, 257), (131, 512), (110
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
-@pytest.fixture(params=_C.variants())
-def variant(request):
-    before = _C.variant()
-    _C.set_variant(request.param)
-    yield request.param
-    _C.set_variant(before)
-
-
 def make(shape, dtype, weight_dtype, residual):
     generator = torch.Generator().manual_seed(hash(shape) % 1000)
 

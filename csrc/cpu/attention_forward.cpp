@@ -11,7 +11,9 @@ inline bool few_queries(const AttentionCall& call) {
 }
 
 void attention_forward(const AttentionForward& job) {
-  if (!job.in_tiles && few_queries(job.call)) return attention_decode(AttentionDecode{job, nullptr, {}, {}, 0, nullptr, 0, 0});
+  if (!job.in_tiles && few_queries(job.call)) {
+    return attention_decode(AttentionDecode{job, nullptr, {}, {}, 0, nullptr, 0, 0});
+  }
   if (job.call.dtype == kFloat32) return forward_typed<float, float>(job);
   if (job.call.dtype == kFloat16) return forward_typed<float16, float>(job);
 #if defined(__AVX512BF16__)

@@ -49,7 +49,8 @@ def by_few_rows(x: Tensor, w: Tensor) -> bool:
     columns = w.shape[1]
     rows = x.numel() // columns if columns else 0
     return (
-        (0 < rows <= FEW or (rows > 0 and invariant()))
+        rows > 0
+        and (rows <= FEW or invariant())
         and x.device.type == "cpu"
         and x.dtype in FLOATS
         and w.stride(1) == 1

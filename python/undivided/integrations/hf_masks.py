@@ -48,7 +48,9 @@ class Tokens:
 
     def take(self, x: Tensor) -> Tensor:
         """(batch, seqlen, d_model) -> (1, total, d_model)."""
-        return x.flatten(0, 1).index_select(0, self.rows)[None]
+        flat = x.flatten(0, 1)
+        whole = len(self.rows) == len(flat)  # a memory without padding is a view, in every layer
+        return (flat if whole else flat.index_select(0, self.rows))[None]
 
     def pads(self, x: Tensor) -> bool:
         """Whether x (batch, seqlen, d_model) still has its padding."""
