@@ -11,3 +11,4 @@ CPU = DEVICE.type == "cpu" and EXTENSION_MISSING is None
 TRITON = TRITON_MISSING is None and (DEVICE.type == "cuda" or INTERPRETING)
 KERNEL = "cpu" if CPU else "triton"
 needs_kernels = pytest.mark.skipif(not (CPU or TRITON), reason="needs the compiled extension, or Triton")
+needs_cpu = pytest.mark.skipif(not CPU, reason="needs the compiled extension and a CPU")

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import undivided
+from decode_rows import DTYPES, drawn, ints
+from kernel_backend import CPU, needs_cpu
 from rows import DEVICE, random, run, same
-from undivided import ALiBi, RelativeBias, reference
+from undivided import ALiBi, reference
 from undivided.dispatch import DecodeCall
 from undivided.ops.attention_decode_table import ATTENTION_DECODE
 from undivided.rules import EXTENSION_MISSING
@@ -20,15 +22,8 @@ if EXTENSION_MISSING is None:
     VARIANTS = _C.variants()
 else:
     VARIANTS = []
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-on_cpu = pytest.mark.skipif(not VARIANTS or DEVICE.type != "cpu", reason="needs the compiled extension and a CPU")
 every_case = pytest.mark.parametrize("case", DECODE_CASES, ids=lambda case: case.name)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-def ints(*values: int) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
 
 
 def failures(case, dtype, backend):
@@ -44,7 +39,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-@on_cpu
+@needs_cpu
 @pytest.mark.parametrize("variant", VARIANTS, indirect=True)
 @every_dtype
 @every_case
@@ -93,15 +88,6 @@ def test_other_backends(name, backend):
     assert not failures(case, torch.float32, backend)
 
 
-def drawn(lengths, longest, seqlen_q=1, nheads=2, nheads_kv=2, head_dim=16, dtype=torch.float32, new=0):
-    """(q, k_cache, v_cache, cache_lengths) and k, v."""
-    batch = len(lengths)
-    q = random(batch, seqlen_q, nheads, head_dim, seed=1, dtype=dtype)
-    caches = [random(batch, longest, nheads_kv, head_dim, seed=n, dtype=dtype) for n in (2, 3)]
-    k, v = (random(batch, new, nheads_kv, head_dim, seed=n, dtype=dtype) for n in (4, 5))
-    return [q, *caches, ints(*lengths)], dict(k=k, v=v) if new else {}
-
-
 def close_to_reference(tensors, words):
     """A call without new tokens against the definition, by the error that plain torch makes."""
     wide = [t.double() if t.is_floating_point() else t for t in tensors]
@@ -114,7 +100,7 @@ def close_to_reference(tensors, words):
     assert all(verdict.ok for verdict in verdicts), verdicts
 
 
-@on_cpu
+@needs_cpu
 @every_dtype
 @pytest.mark.parametrize(("nheads", "head_dim"), [(2, 16), (3, 33), (5, 64), (9, 100)])
 def test_all_lengths(nheads, head_dim, dtype):
@@ -123,7 +109,7 @@ def test_all_lengths(nheads, head_dim, dtype):
     close_to_reference(drawn(lengths, 258, 1, nheads, 1, head_dim, dtype)[0], dict(causal=False))
 
 
-@on_cpu
+@needs_cpu
 @every_dtype
 @pytest.mark.parametrize("seqlen_q", [2, 17])
 def test_all_windows(seqlen_q, dtype):
@@ -133,7 +119,7 @@ def test_all_windows(seqlen_q, dtype):
         close_to_reference(tensors, dict(window=(left, None)))
 
 
-@on_cpu
+@needs_cpu
 @every_dtype
 def test_caches_that_come_from_memory(dtype):
     """A batch that shares one memory counts as hundreds of MiB, which are read in smaller blocks and ahead of time."""
@@ -150,7 +136,7 @@ def test_caches_that_come_from_memory(dtype):
             assert check(name, got[b : b + 1], *values, 8.0).ok, (b, name)
 
 
-@on_cpu
+@needs_cpu
 @every_dtype
 def test_same_bits_on_any_number_of_threads(dtype, threads):
     """Each call is large enough for three of them."""
@@ -198,7 +184,7 @@ def test_a_nan_reaches_only_those_who_see_it(backend, dtype):
     torch.testing.assert_close(got[~touched], clean[~touched], rtol=0, atol=0)
 
 
-@on_cpu
+@needs_cpu
 def test_scores_that_rise_from_part_to_part():
     """The top of a block's first vector is not looked for again until weights exceed it by far; parts then differ."""
     for slope in (0.001, 0.02, 0.5, -0.5):
@@ -208,7 +194,7 @@ def test_scores_that_rise_from_part_to_part():
         close_to_reference(tensors, {})
 
 
-@on_cpu
+@needs_cpu
 @pytest.mark.parametrize("paged", [False, True])
 def test_offsets_past_two_to_the_31(paged):
     """Tokens, or blocks, 2^30 floats apart: the memory between them is never touched."""
@@ -256,11 +242,11 @@ def test_autocast_follows_the_caches():
 
 
 def modules():
-    missing = {"cpu": not VARIANTS or DEVICE.type != "cpu", "reference": True}
+    missing = {"cpu": not CPU, "reference": True}
     return [row.module for row in ATTENTION_DECODE if not missing.get(row.name, False)]
 
 
-@on_cpu
+@needs_cpu
 @pytest.mark.parametrize("appends", [True, False])
 def test_opcheck(appends):
     case = next(case for case in DECODE_CASES if case.name == ("everything" if appends else "sinks"))
@@ -298,7 +284,7 @@ def test_a_compiled_call_still_checks_the_values():
     tensors, new = drawn([5, 9], 20, new=1)
     compiled = torch.compile(lambda *t: undivided.attention_decode(*t, **new), fullgraph=True, backend="aot_eager")
     compiled(*tensors)
-    if DEVICE.type == "cpu" and VARIANTS:
+    if CPU:
         with pytest.raises(ValueError, match=r"cache_lengths\[1\] = 20; allowed: 0 to 19"):
             compiled(*tensors[:3], ints(0, 20))
 
@@ -306,114 +292,8 @@ def test_a_compiled_call_still_checks_the_values():
 def test_explain_and_the_first_choice():
     call = DecodeCall("cpu", "bfloat16", 1, 1, 512, 8, 8, 64, 64)
     text = undivided.explain(call)
-    assert text.endswith("auto takes: cpu" if VARIANTS else "auto takes: reference")
+    assert text.endswith("auto takes: cpu" if CPU else "auto takes: reference")
     assert "has not run on a GPU yet" in text or "tensors are on 'cpu'" in text or "triton" in text
-
-
-def call(**changes):
-    """A paged call with new tokens, with changes by the name of an argument."""
-    values = dict(
-        q=random(2, 1, 4, 16),
-        k_cache=random(6, 8, 2, 16),
-        v_cache=random(6, 8, 2, 16),
-        cache_lengths=ints(3, 20),
-        k=random(2, 1, 2, 16),
-        v=random(2, 1, 2, 16),
-        block_table=torch.stack([ints(0, -1, -1), ints(1, 5, 2)]),
-    )
-    return undivided.attention_decode(**{**values, **changes})
-
-
-def contiguous(**changes):
-    return call(**{**dict(k_cache=random(2, 24, 2, 16), v_cache=random(2, 24, 2, 16), block_table=None), **changes})
-
-
-@pytest.mark.parametrize(
-    ("make", "changes", "error", "text"),
-    [
-        (call, dict(q=3), TypeError, "q must be a tensor, got int"),
-        (call, dict(q=random(2, 4, 16)), ValueError, r"q has 3 dimensions \(2, 4, 16\), expected 4: \(batch, seqlen_q"),
-        (call, dict(k_cache=random(6, 8, 32)), ValueError, r"k_cache has 3 dimensions .* expected 4: \(num_blocks"),
-        (contiguous, dict(v_cache=random(2, 24, 32)), ValueError, r"expected 4: \(batch, longest, nheads_kv"),
-        (call, dict(v_cache=random(6, 8, 2, 16).double()), TypeError, "v_cache has dtype torch.float64, q has"),
-        (call, dict(q=random(2, 1, 4, 16).int()), TypeError, "q has dtype torch.int32; allowed: float32"),
-        (contiguous, dict(k_cache=random(2, 16, 2, 24).mT), ValueError, "k_cache has stride 24 along head_dim"),
-        (call, dict(v_cache=random(6, 9, 2, 16)), ValueError, r"k_cache \(6, 8, 2, 16\) and v_cache \(6, 9, 2, 16\)"),
-        (call, dict(q=random(2, 1, 4, 8)), ValueError, "head_dim differs: q 8, k_cache 16"),
-        (call, dict(v_cache=random(6, 8, 2, 0)), ValueError, "head_dim 16 and head_dim_v 0 must be at least 1"),
-        (call, dict(q=random(2, 1, 3, 16)), ValueError, "nheads 3 is not a multiple of nheads_kv 2"),
-        (call, dict(block_table=None), ValueError, "batch differs: q 2, k_cache 6; blocks of keys need a block_table"),
-        (call, dict(block_table=random(2, 3)), TypeError, "block_table has dtype torch.float32; allowed: int32"),
-        (call, dict(block_table=ints(1, 2)), ValueError, r"block_table has shape \(2,\), expected \(batch, most"),
-        (call, dict(block_table=ints()[None].expand(2, 0)), ValueError, r"most_blocks\) = \(2, at least 1\)"),
-        (call, dict(k=None), ValueError, "k is None; k and v must be given together"),
-        (call, dict(v=None), ValueError, "v is None; k and v must be given together"),
-        (call, dict(k=random(2, 1, 32)), ValueError, r"k has 3 dimensions .*\(batch, seqlen_new, nheads_kv"),
-        (call, dict(k=random(2, 1, 4, 16)), ValueError, r"k has shape \(2, 1, 4, 16\), expected .* = \(2, 1, 2, 16\)"),
-        (call, dict(v=random(2, 2, 2, 16)), ValueError, r"v has shape \(2, 2, 2, 16\), expected .* = \(2, 1, 2, 16\)"),
-        (call, dict(v=random(2, 1, 2, 16).half()), TypeError, "v has dtype torch.float16, q has torch.float32"),
-        (contiguous, dict(v_cache=random(1, 24, 2, 16).expand(2, 24, 2, 16)), ValueError, "v_cache is expanded"),
-        (call, dict(cache_lengths=ints(3)), ValueError, r"cache_lengths has shape \(1,\), expected .* = \(2,\)"),
-        (call, dict(cache_lengths=random(2)), TypeError, "cache_lengths has dtype torch.float32; allowed: int32"),
-        (call, dict(window=(1, -1)), ValueError, "window right = -1 must be from 0"),
-        (call, dict(window=3), TypeError, "window = 3 must be"),
-        (call, dict(causal=1), TypeError, "causal = 1 must be True or False"),
-        (call, dict(return_lse=None), TypeError, "return_lse = None must be True or False"),
-        (call, dict(bias=random(2, 4, 1, 24)), TypeError, "bias is a Tensor; allowed: RelativeBias, ALiBi or None"),
-        (call, dict(bias=RelativeBias(random(32, 3))), ValueError, r"bias.table has shape \(32, 3\)"),
-        (call, dict(bias=ALiBi(random(5))), ValueError, r"bias.slopes has shape \(5,\)"),
-        (call, dict(scale="1"), TypeError, "scale = '1' must be a number"),
-        (call, dict(softcap=0.0), ValueError, "softcap = 0.0 must be above 0"),
-        (call, dict(sinks=random(2)), ValueError, r"sinks has shape \(2,\), expected \(nheads,\) = \(4,\)"),
-        (call, dict(backend="fast"), ValueError, "backend='fast' is unknown"),
-        (call, dict(backend="sdpa"), undivided.BackendRefused, "it has no kernel for this op; there are: triton, cpu"),
-    ],
-)  # fmt: skip
-def test_bad_input(make, changes, error, text):
-    with pytest.raises(error, match=text):
-        make(**changes)
-
-
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="values are looked at on a CPU only")
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize(
-    ("make", "changes", "text"),
-    [
-        (contiguous, dict(cache_lengths=ints(3, -1)), r"\[1\] = -1; allowed: 0 to 23: a row holds 24 tokens, 1 are"),
-        (contiguous, dict(cache_lengths=ints(24, 3)), r"cache_lengths\[0\] = 24; allowed: 0 to 23"),
-        (contiguous, dict(cache_lengths=ints(25, 3), k=None, v=None), r"cache_lengths\[0\] = 25; allowed: 0 to 24"),
-        (call, dict(cache_lengths=ints(3, 24)), r"cache_lengths\[1\] = 24; allowed: 0 to 23"),
-        (call, dict(cache_lengths=ints(8, 20)), r"block_table\[0, 1\] = -1; allowed: 0 to 5"),
-        (call, dict(block_table=torch.stack([ints(0, 0, 0), ints(1, 6, 2)])), r"table\[1, 1\] = 6; allowed: 0 to 5"),
-    ],
-)  # fmt: skip
-def test_bad_values(make, changes, text, backend):
-    """Before anything is written."""
-    caches = [random(*((2, 24) if make is contiguous else (6, 8)), 2, 16, seed=n) for n in (7, 8)]
-    before = [cache.clone() for cache in caches]
-    with pytest.raises(ValueError, match=text):
-        make(k_cache=caches[0], v_cache=caches[1], backend=backend, **changes)
-    assert torch.equal(caches[0], before[0]) and torch.equal(caches[1], before[1])
-
-
-def test_gradients_are_refused_with_the_cure():
-    table = random(32, 4).requires_grad_()
-    for changes in (dict(q=random(2, 1, 4, 16).requires_grad_()), dict(bias=RelativeBias(table))):
-        with pytest.raises(NotImplementedError, match="requires one; use undivided.attention for training"):
-            call(**changes)
-        with torch.no_grad():
-            assert call(**changes).shape == (2, 1, 4, 16)
-
-
-@on_cpu
-def test_transforms_are_refused():
-    tensors, _ = drawn([5, 9], 20)
-    step = lambda q: undivided.attention_decode(q, *tensors[1:])  # noqa: E731
-    with pytest.raises(NotImplementedError, match="attention_decode: the kernels do not take part in torch.func"):
-        torch.func.vmap(step)(tensors[0][None])
-    with pytest.raises(NotImplementedError, match="attention_decode: the kernels have no forward-mode derivatives"):
-        with torch.autograd.forward_ad.dual_level():
-            step(torch.autograd.forward_ad.make_dual(tensors[0], tensors[0]))
 
 
 def test_no_queries_only_append():

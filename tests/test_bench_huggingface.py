@@ -47,6 +47,24 @@ def test_generation_is_right_by_all(case):
     assert rows[0].items == case.tokens * case.batch
 
 
+@pytest.mark.skipif(huggingface.recording() is None, reason="needs the recording, Whisper's weights and soundfile")
+def test_the_recording_is_heard_alike_by_all_with_published_weights():
+    case = huggingface.Case("whisper-tiny.en", "tokens", "speech", 1, "float32", tokens=3)
+    assert case.group in {one.group for one in huggingface.cases(False, "cpu")}
+    rows = measure(case)
+    assert {row.provider for row in rows if row.timed} == NAMES, [row.status for row in rows]
+    assert rows[0].items == 3
+
+
+def test_without_a_recording_there_is_no_such_case(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDIVIDED_DATA", str(tmp_path))
+    huggingface.recording.cache_clear()
+    try:
+        assert not [case for case in huggingface.cases(False, "cpu") if case.source == "speech"]
+    finally:
+        huggingface.recording.cache_clear()
+
+
 def test_the_gate_sees_a_wrong_gradient():
     outputs = list(huggingface.build(huggingface.Way("eager"), STEP, "step", "cpu").check())
     names = [name for name, _ in huggingface.Way("eager").model(STEP, "cpu").named_parameters()]

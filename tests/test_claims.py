@@ -9,6 +9,7 @@ import torch
 
 from task_files import standing_in, write_all
 from undivided.cli import main
+from undivided.commands.claims_page import rows_of
 from undivided.tasks import TASKS
 from undivided.tasks.base import Example
 from undivided.training.claims import CLAIMS, Setup, depth, lengths, packing, positions
@@ -31,6 +32,10 @@ def measured(task: str, claim: str, out: Path, *options: str) -> list[dict[str, 
     with (out / f"{claim}.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows and all(row["task"] == task and row["torch"] and row["threads"] for row in rows)
+    read = rows_of(CLAIMS[claim].row, out / f"{claim}.csv")
+    assert [str(value) for value in vars(read[0]).values() if value is not None] == [
+        row_value for name, row_value in rows[0].items() if name in vars(read[0]) and row_value
+    ]
     return rows
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import json
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +14,9 @@ import pytest
 from task_files import standing_in, write_all
 from undivided import cli
 from undivided.cli import build_parser, main
-from undivided.commands import finetune, tasks, train
+from undivided.commands import claims_page as claims_module
+from undivided.commands import compare, finetune, tasks, train
+from undivided.commands.claims_page import claims_page
 from undivided.commands.result_rows import append_row, newest, read_rows
 from undivided.tasks import GROUPS, TASKS
 from undivided.training import evaluate, load_model, predict
@@ -20,6 +24,7 @@ from undivided.training import train as train_from_python
 from undivided.training.claims import CLAIMS
 from undivided.training.models import options_of
 from undivided.training.recipes import command_of
+from undivided.training.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,8 +61,10 @@ def test_the_command_of_a_fine_tuning_names_its_start_and_not_where_that_lies(fo
     one = TASKS["g2p_ady"]
     start = train_from_python("g2p_medium", tmp_path / "medium", steps=1, evaluations=1, options=SMALL, quiet=True)
     given = ["finetune", "g2p_ady", "--from", str(tmp_path / "medium"), "--freeze", "1", "--layer-rate", "0.9"]
+    given += ["--set", "dropout=0.4"]
     made = finetune.tuned_settings(one, start, build_parser("finetune").parse_args(given))
-    assert command_of(made) == ("undivided finetune g2p_ady --from runs/medium --steps 500 --freeze 1 --layer-rate 0.9")
+    words = "undivided finetune g2p_ady --from runs/medium --steps 500 --freeze 1 --layer-rate 0.9 --set dropout=0.4"
+    assert command_of(made) == command_of(Settings.from_dict(json.loads(json.dumps(dataclasses.asdict(made))))) == words
     assert command_of(dataclasses.replace(made, start=str(tmp_path / "medium" / "best.safetensors"))) == command_of(
         made
     )
@@ -164,6 +171,41 @@ def test_readme_agrees_with_the_committed_scores():
     assert f"<!-- tasks:begin -->\n{table}\n<!-- tasks:end -->" in readme, "run `undivided tasks --into README.md`"
 
 
+def test_the_page_of_claims_agrees_with_the_committed_files():
+    page = (ROOT / "benchmarks" / "claims.md").read_text()
+    body = claims_page(ROOT / "benchmarks" / "results")
+    assert f"<!-- claims:begin -->\n{body}\n<!-- claims:end -->" in page, (
+        "run `undivided tasks --into benchmarks/claims.md`"
+    )
+    figures = re.findall(r"\]\((\S+\.png)\)", page)
+    assert figures and all((ROOT / "benchmarks" / one).is_file() for one in figures)
+
+
+def test_the_page_of_claims_has_the_claims_and_the_comparisons_of_models(tmp_path):
+    header = "variant,layers,lr,updates,first_loss,loss,minutes,seed,threads,torch,date"
+    deep = "no norm,24,0.001,9,2.5,,30.0,0,2,2.13,today"
+    (tmp_path / "one").mkdir()
+    path = tmp_path / "one" / "compare_digits_depth.csv"
+    path.write_text(f"{header}\n{deep}\n")
+    row = dict.fromkeys((one.name for one in dataclasses.fields(compare.Row)), "1")
+    (tmp_path / "one" / "compare_pos.csv").write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
+    page = claims_page(tmp_path)
+    assert page.index("### digits: ") < page.index("### pos: ") and "![" not in page
+    assert "| no norm | 24 | 2.5 | - | not finite | 9 |" in page.splitlines()
+    assert "| 1 | 0.00 | 1.0e+00 | 1.0e+00 | 1.0 | 1 | 1.00 1 |" in page.splitlines()
+    assert (
+        "`undivided compare digits --claim depth --minutes 30`, 2 threads, seed 0, torch 2.13, today: [rows](" in page
+    )
+    assert "`undivided compare pos`, 1 threads" in page
+    path.write_text(f"{header.replace(',loss', '')}\n")
+    with pytest.raises(cli.CommandError, match=r"compare_digits_depth.csv has no rows"):
+        claims_page(tmp_path)
+    path.write_text(header.replace(",loss", "") + "\na,24,0.001,9,2.5,30.0,0,2,2.13,today\n")
+    with pytest.raises(cli.CommandError, match=r"compare_digits_depth.csv lacks the columns loss"):
+        claims_page(tmp_path)
+    assert claims_page(tmp_path / "one") == claims_module.NOTHING
+
+
 def test_every_committed_score_says_how_it_came_about():
     for name in (*tasks.single_tasks(), *GROUPS):
         for path in (ROOT / "benchmarks" / "results").glob(f"*/{name}.csv"):
@@ -177,6 +219,11 @@ def test_the_table_is_written_by_its_command(tmp_path, capsys):
     assert main(["tasks", "--into", str(copy)]) == 0
     assert main(["tasks", "--table"]) == 0
     assert copy.read_text() == f"a\n<!-- tasks:begin -->\n{capsys.readouterr().out}<!-- tasks:end -->\nb\n"
+    both = "<!-- claims:begin -->\n<!-- claims:end -->\n"
+    copy.write_text(both + copy.read_text())
+    assert main(["tasks", "--into", str(copy)]) == 0
+    body = claims_page(ROOT / "benchmarks" / "results")
+    assert copy.read_text().startswith(both.replace("-->\n<", f"-->\n{body}\n<") + "a\n<!-- tasks:begin -->\n")
     copy.write_text("nothing")
     assert main(["tasks", "--into", str(copy)]) == 2
     assert "has no marks <!-- tasks:begin -->" in capsys.readouterr().err

@@ -140,19 +140,31 @@ def measured(
 
 def table(chosen: Task, rows: Sequence[Row]) -> Table:
     """One line a model, in the order of training."""
-    title = f"{chosen.summary}; gradients at the first and last tenth of {rows[0].positions} positions, before training"
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    drawn.add_column("model")
-    for column in ("M weights", "first", "last", "ms/update", "updates", f"{chosen.metric} %"):
-        drawn.add_column(column, justify="right")
-    for row in rows:
-        drawn.add_row(
+    drawn = Table(title=title(chosen, rows), title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(COLUMNS):
+        drawn.add_column(column, justify="left" if number == 0 else "right")
+    for cells in lines(rows):
+        drawn.add_row(*cells)
+    return drawn
+
+
+def title(chosen: Task, rows: Sequence[Row]) -> str:
+    return f"{chosen.summary}; gradients at the first and last tenth of {rows[0].positions} positions, before training"
+
+
+COLUMNS = ("model", "M weights", "first", "last", "ms/update", "updates", "score %")
+
+
+def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    return [
+        (
             row.model,
             f"{row.weights / 1e6:.2f}",
             f"{row.first:.1e}",
             f"{row.last:.1e}",
             f"{row.update_ms:.1f}",
             str(row.updates),
-            f"{row.score:.2f}",
+            f"{row.score:.2f} {row.metric}",
         )
-    return drawn
+        for row in rows
+    ]

@@ -81,6 +81,7 @@ def row_of(setup: Setup, row: Any) -> dict[str, Any]:
     return {
         "task": setup.task.name,
         **asdict(row),
+        "minutes": setup.minutes,
         "seed": setup.seed,
         "device": setup.device,
         "threads": torch.get_num_threads(),

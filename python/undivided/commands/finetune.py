@@ -53,9 +53,9 @@ def tuned_settings(chosen: Task, start: SavedModel, args: argparse.Namespace) ->
     """The recipe "finetune" of the task, else "quick", for a model like the one that is started from."""
     recipe = recipe_of(chosen, args.recipe or default_recipe(chosen, args.device or "auto", finetuning=True))
     recipe.pop("model", None)
-    options = {**options_of(start.model), **parse_options(args.set or [])}
-    others = {"start": str(args.start), "freeze": args.freeze, "layer_rate": args.layer_rate}
-    return settings_of(chosen, args, recipe, start.kind, options, **others)
+    changed = parse_options(args.set or [])
+    others = {"start": str(args.start), "freeze": args.freeze, "layer_rate": args.layer_rate, "changed": list(changed)}
+    return settings_of(chosen, args, recipe, start.kind, {**options_of(start.model), **changed}, **others)
 
 
 def run_group(start: SavedModel, args: argparse.Namespace) -> int:

@@ -1,10 +1,10 @@
-"""The tasks, and what models trained here score on them: a table that is written from the result files."""
+"""The tasks, and what was measured with them: a table of scores and one for each claim, from the result files."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from ..benchmarks.machine import checkout
 from ..benchmarks.readme import tracked
 from ..tasks import GROUPS, TASKS, Task
 from . import CommandError
+from .claims_page import claims_page
 from .result_rows import newest, read_rows
 from .sections import with_section
 
-SECTION = "tasks"
 PUBLISHED = 5  # rows beside ours, the best ones; `undivided evaluate` prints all
 NOTHING = "No scores are committed yet; `undivided evaluate` prints those of a run."
 
@@ -41,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--names", action="store_true", help="print the names alone, without the members of groups")
     what.add_argument("--table", action="store_true", help="print the committed scores as Markdown")
-    what.add_argument("--into", type=Path, metavar="README", help="write the committed scores between the marks there")
+    what.add_argument(
+        "--into",
+        type=Path,
+        metavar="FILE",
+        help=f"write what is committed between the marks there: {' or '.join(SECTIONS)}",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,10 +55,23 @@ def run(args: argparse.Namespace) -> int:
     elif args.table:
         print(scores_table(committed_results()))
     elif args.into is not None:
-        args.into.write_text(with_section(args.into.read_text(), SECTION, scores_table(committed_results())))
+        write_sections(args.into, committed_results())
     else:
         Console().print(overview())
     return 0
+
+
+def write_sections(path: Path, results: Path) -> None:
+    """Writes the sections that the file has marks for.
+
+    Raises:
+        CommandError: it has none.
+    """
+    text = path.read_text()
+    names = [name for name in SECTIONS if f"<!-- {name}:begin -->" in text] or list(SECTIONS)[:1]
+    for name in names:
+        text = with_section(text, name, SECTIONS[name](results))
+    path.write_text(text)
 
 
 def single_tasks() -> list[str]:
@@ -183,3 +201,6 @@ def figure(one: Task, scores: Mapping[str, float]) -> str:
         return f"{scores[one.metric]:.2f}"
     name, score = next(iter(scores.items()))
     return f"{score:.2f} {metric_name(name)}"
+
+
+SECTIONS: Mapping[str, Callable[[Path], str]] = {"tasks": scores_table, "claims": claims_page}

@@ -16,7 +16,18 @@ from .settings import Settings, choose_device, choose_dtype
 
 BUDGETS = ("minutes", "steps")
 # What a command does not say as a setting of its own name, or does not say because it is the machine's.
-_OTHERWISE = ("task", "model", "device", "dtype", "parallel", "tensorboard", "start", "model_options", *BUDGETS)
+_OTHERWISE = (
+    "task",
+    "model",
+    "device",
+    "dtype",
+    "parallel",
+    "tensorboard",
+    "start",
+    "changed",
+    "model_options",
+    *BUDGETS,
+)
 
 
 def default_recipe(chosen: Task, device: str, finetuning: bool = False) -> str:
@@ -114,7 +125,8 @@ def _differences(settings: Settings, recipe: dict[str, Any]) -> list[str]:
     config = getattr(importlib.import_module(row.module), row.config)
     usual = {one.name: one.default for one in dataclasses.fields(config)} | dict(sizes)
     for name, value in settings.model_options.items():
-        if settings.start is None and name not in row.fixed and value != usual.get(name):
+        own = value != usual.get(name) if settings.start is None else name in settings.changed
+        if own and name not in row.fixed:
             words += ["--set", f"{name}={_text(value)}"]
     return words
 

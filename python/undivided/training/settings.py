@@ -31,7 +31,8 @@ class Settings:
     For the processes of torchrun, `parallel` is "ddp" (as is None), all weights on each, or "fsdp", a part on each.
 
     For fine-tuning: `start` is the checkpoint that the weights came from, the lowest `freeze` layers stay as they were,
-    and each layer learns `layer_rate` times as fast as the one above it (Howard, Ruder 2018).
+    and each layer learns `layer_rate` times as fast as the one above it (Howard, Ruder 2018); `changed` names the model
+    options that are not those of the checkpoint.
 
     Raises:
         ValueError: a value is out of range; the text gives it and the range.
@@ -67,6 +68,7 @@ class Settings:
     start: str | None = None
     freeze: int = 0
     layer_rate: float = 1.0
+    changed: list[str] = field(default_factory=list)
     model_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -61,13 +61,14 @@ class Panel:
 class Claim:
     """A row of the table of claims.
 
-    `measure(setup)` gives rows, all of one frozen dataclass. `columns` are the headings of the printed table and
+    `measure(setup)` gives rows, all of the frozen dataclass `row`. `columns` are the headings of the printed table and
     `lines(rows)` its lines; `drawn(rows)` are the rows that the panels draw. `suits(task)` is None, or a sentence that
     says why it cannot be measured on that task; `of_kinds`: several kinds of model are measured.
     """
 
     name: str
     summary: str
+    row: type[Any]
     measure: Callable[[Setup], list[Any]]
     columns: tuple[str, ...]
     lines: Callable[[Sequence[Any]], list[tuple[str, ...]]]

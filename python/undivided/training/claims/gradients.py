@@ -69,6 +69,7 @@ def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 CLAIM = Claim(
     name="gradients",
     summary="norm of the loss's gradient at each input position, before training",
+    row=Row,
     measure=measure,
     columns=("model", "positions", "where it is 0", "first tenth", "last tenth", "ratio"),
     lines=lines,

@@ -153,6 +153,7 @@ def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 CLAIM = Claim(
     name="lengths",
     summary=f"score, time of an update and time to {REACHED:.0f} % by length of input, with as many weights",
+    row=Row,
     measure=measure,
     columns=("symbols", "model", "k weights", "ms/update", "updates", "test %", f"s to {REACHED:.0f} %"),
     lines=lines,

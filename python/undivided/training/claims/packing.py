@@ -121,6 +121,7 @@ def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 CLAIM = Claim(
     name="packing",
     summary="padded against packed batches: the same updates, tokens a second without padding",
+    row=Row,
     measure=measure,
     columns=("batches", "padding %", "tokens/s", "times as fast", "loss at the end", "updates"),
     lines=lines,

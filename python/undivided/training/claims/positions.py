@@ -108,6 +108,7 @@ def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 CLAIM = Claim(
     name="positions",
     summary="kinds of positions on lengths that training had and on longer ones",
+    row=Row,
     measure=measure,
     columns=("positions", "metric", "lengths seen", "longer", "the longest", "updates"),
     lines=lines,
