@@ -49,8 +49,11 @@ def results_of(folder: Path) -> Iterator[Result]:
         for task in TASKS.values():
             path = folder / f"compare_{task.name}_{claim.name}.csv"
             if path.is_file():
-                command = f"undivided compare {task.name} --claim {claim.name}"
-                lines = claim.lines(rows_of(claim.row, path))
+                rows = rows_of(claim.row, path)
+                lines, command = claim.lines(rows), f"undivided compare {task.name} --claim {claim.name}"
+                kinds = tuple(dict.fromkeys(row.model for row in rows)) if claim.of_kinds else ()
+                if kinds and kinds != tuple(task.recipes["quick"]["model"]):
+                    command += f" --models {','.join(kinds)}"
                 yield Result(path, f"{task.name}: {claim.summary}", command, claim.columns, lines)
     for task in TASKS.values():
         path = folder / f"compare_{task.name}.csv"

@@ -67,7 +67,11 @@ def panels(path: Path, plots: Sequence[Panel], rows: Sequence[Any]) -> Path:
             # A few points are marked, so that one alone is seen.
             axes.plot([x for x, _ in kept], [y for _, y in kept], label=line, marker=None if len(own) > 50 else "o")
         if axes.dataLim.width > 0:  # a logarithmic axis refuses to be without a point
-            axes.set_xscale("log" if plot.log_x else "linear")
+            if plot.log_x:
+                points = sorted({getattr(row, plot.x) for row in rows})
+                axes.set_xscale("log")
+                axes.set_xticks(points, [str(point) for point in points])
+                axes.minorticks_off()
             axes.set_yscale("log" if plot.log_y else "linear")
         axes.set_xlabel(plot.x_label)
         axes.set_ylabel(plot.y_label)
