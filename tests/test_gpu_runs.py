@@ -80,6 +80,8 @@ def results(run: Callable[[], Any]) -> Any:
     try:
         return run()
     except BackendRefused as refusal:
+        if run is not cuda_attention:  # CUDA's kernels may not have been built; Triton's run on every GPU
+            raise
         pytest.skip(str(refusal).splitlines()[-1])
 
 
@@ -169,5 +171,7 @@ def test_offsets_beyond_32_bits(backend):
         try:
             got, expected = (undivided.attention(*t, causal=True, backend=backend) for t in (far, near))
         except BackendRefused as refusal:
+            if backend != "cuda":
+                raise
             pytest.skip(str(refusal).splitlines()[-1])
         assert torch.equal(got, expected)
