@@ -82,6 +82,21 @@ def test_same_bits_on_any_number_of_threads(kind, dtype, threads):
     assert all(same(found[0], other) for other in found[1:])
 
 
+@pytest.mark.parametrize("variant", _C.variants(), indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("nheads_kv", [4, 8])
+def test_many_short_sequences_are_as_each_by_itself(nheads_kv, dtype, threads, variant):
+    """So many heads that a task takes several, of sequences with few keys or none; one sequence alone has too few."""
+    threads(2)
+    tensors = inputs(32, 50, 70, 8, nheads_kv, 40, dtype)
+    lengths = torch.randint(0, 71, (32,), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    lengths[3] = 0
+    together = results(tensors, causal=True, key_lengths=lengths)
+    for b in (0, 3, 17, 31):
+        alone = results([t[b : b + 1] for t in tensors], causal=True, key_lengths=lengths[b : b + 1])
+        assert same([t[b : b + 1] for t in together], alone)
+
+
 def test_a_query_does_not_depend_on_its_neighbours():
     """Queries are dealt out in chunks; where a row lies in one must not show in its bits."""
     q, k, v = (t.detach() for t in inputs(batch=1, seqlen_q=700, seqlen_k=700, head_dim=64))

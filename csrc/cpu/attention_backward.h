@@ -60,14 +60,30 @@ class BackwardTask {
     arena.take(dq_scratch_, job_.dq_parts == nullptr ? group_ * call_.seqlen_q * dq_row_ : 0);
   }
 
+  // Brings what the first block of keys will need, while others run.
+  void announce(LinesAhead& ahead, int64_t b, int64_t head_kv) const {
+    const Sequence sequence = sequence_of(call_, b);
+    const int64_t first = chunk_ * keys_of_a_chunk(), keys = smaller(kKeys, sequence.lenk - first);
+    const int64_t first_k = sequence.first_k + first;
+    ahead.add(row_of<T>(call_.k, b, head_kv, first_k), call_.k.s, call_.head_dim, keys);
+    ahead.add(row_of<T>(call_.v, b, head_kv, first_k), call_.v.s, call_.head_dim_v, keys);
+    for (int64_t h = head_kv * group_; h < (head_kv + 1) * group_; ++h) {
+      ahead.add(row_of<T>(call_.q, b, h, sequence.first_q), call_.q.s, call_.head_dim, sequence.lenq);
+      ahead.add(row_of<T>(job_.dout, b, h, sequence.first_q), job_.dout.s, call_.head_dim_v, sequence.lenq);
+    }
+    ahead.add(row_of<T>(job_.dk, b, head_kv, first_k), job_.dk.s, call_.head_dim, keys);
+    ahead.add(row_of<T>(job_.dv, b, head_kv, first_k), job_.dv.s, call_.head_dim_v, keys);
+  }
+
   // All keys of the chunk, for one sequence and one key head.
-  void run(int64_t b, int64_t head_kv) {
+  void run(int64_t b, int64_t head_kv, LinesAhead& ahead) {
+    ahead_ = &ahead;
     sequence_ = sequence_of(call_, b);
     head_kv_ = head_kv;
     for (int64_t member = 0; member < group_; ++member) {
       std::memset(query_sums(member), 0, sequence_.lenq * dq_row_ * sizeof(float));
     }
-    const int64_t keys = round_up((call_.seqlen_k + job_.chunks - 1) / job_.chunks, kKeys);
+    const int64_t keys = keys_of_a_chunk();
     const int64_t end = smaller(sequence_.lenk, (chunk_ + 1) * keys);
     for (int64_t n = chunk_ * keys; n < end; n += kKeys) key_block(n, static_cast<int>(smaller(kKeys, end - n)));
     if (job_.dq_parts != nullptr) return;
@@ -81,6 +97,8 @@ class BackwardTask {
 
  private:
   static int words(int64_t columns) { return static_cast<int>(round_up(columns, kPerWord<Word>) / kPerWord<Word>); }
+
+  int64_t keys_of_a_chunk() const { return round_up((call_.seqlen_k + job_.chunks - 1) / job_.chunks, kKeys); }
 
   // (lenq, dq_row_) of one head of the group.
   float* query_sums(int64_t member) {
@@ -144,9 +162,10 @@ class BackwardTask {
     Span groups[kQueries / kGroup], groups_v[kQueries / kGroup];
     groups_of(tile, depth_, groups);
     groups_of(tile, depth_v_, groups_v);
-    product(tile.rows, Left<Word>{q_, q_row_, 1}, Right<Word>{keys_, depth_}, Sum{s_, kKeys}, groups, kKeys, nullptr);
+    product(tile.rows, Left<Word>{q_, q_row_, 1}, Right<Word>{keys_, depth_}, Sum{s_, kKeys}, groups, kKeys, nullptr,
+            *ahead_);
     product(tile.rows, Left<Word>{dout_, dout_row_, 1}, Right<Word>{values_, depth_v_}, Sum{dp_, kKeys}, groups_v,
-            kKeys, nullptr);
+            kKeys, nullptr, *ahead_);
     bias_.start(job_, tile, chunk_);
     for (int r = 0; r < tile.rows; r += kPerWord<Word>) differentiate(tile, r, groups[r / kGroup]);
     bias_.finish(job_, tile, chunk_);
@@ -156,7 +175,7 @@ class BackwardTask {
     }
     const Right<Word> keys{key_panels_, kKeys / kPerWord<Word>};
     product(tile.rows, Left<Word>{ds_rows(), kKeys / kPerWord<Word>, 1}, keys, Sum{dq, dq_row_}, groups, width_,
-            kNoShrink);
+            kNoShrink, *ahead_);
   }
 
   // dv += p^T dout, dk += ds^T q: each group of keys over the queries that see it.
@@ -174,10 +193,10 @@ class BackwardTask {
     }
     const int64_t depth = kQueries / kWords;
     product(tile.keys, Left<Word>{p_by_query(), 1, kKeys}, Right<Word>{dout_panels_, depth}, Sum{dv_, width_v_}, groups,
-            width_v_, start);
+            width_v_, start, *ahead_);
     for (Span& span : groups) span.column_end = width_;
     product(tile.keys, Left<Word>{ds_by_query(), 1, kKeys}, Right<Word>{q_panels_, depth}, Sum{dk_, width_}, groups,
-            width_, start);
+            width_, start, *ahead_);
   }
 
   // p and ds of the rows r (and r + 1, if a word holds two) of a tile, as the words of the three products.
@@ -275,6 +294,7 @@ class BackwardTask {
   const int64_t dq_row_;
   Sequence sequence_{};
   int64_t head_kv_ = 0;
+  LinesAhead* ahead_ = nullptr;
   BiasGradient<kPerWord<Word>, kDiagonals> bias_;
   Word *keys_, *values_, *key_panels_, *q_, *dout_, *q_panels_, *dout_panels_, *p_words_, *ds_words_, *ds_rows_;
   float *dk_, *dv_, *s_, *dp_, *slope_, *distance_, *dq_scratch_;
@@ -285,15 +305,22 @@ void backward_typed(const AttentionBackward& job) {
   const AttentionCall& call = job.call;
   row_sums<T>(job);
   // Where the bias is shared by the batch or the heads, one task goes through all of them in order.
-  const int64_t batches = job.sum_batch ? 1 : call.batch, heads = job.sum_heads ? 1 : call.nheads_kv;
-  const int64_t batch_size = job.sum_batch ? call.batch : 1, head_count = job.sum_heads ? call.nheads_kv : 1;
+  const int64_t batches = job.sum_batch ? 1 : call.batch, batch_size = job.sum_batch ? call.batch : 1;
+  const int64_t tasks = job.chunks * batches * call.nheads_kv;
+  const int64_t head_count = job.sum_heads ? call.nheads_kv : heads_of_a_task(call.nheads_kv, tasks, call.threads);
+  const int64_t heads = call.nheads_kv / head_count;
   // The first keys first: under a diagonal they are seen by the most queries.
   parallel_for(job.chunks * batches * heads, call.threads, [&](int64_t number) {
-    const int64_t chunk = number / (batches * heads), b = number / heads % batches, h = number % heads;
+    const int64_t chunk = number / (batches * heads), b = number / heads % batches;
+    const int64_t h = number % heads * head_count;
     BackwardTask<T, Word> task(job, chunk);
     arrange(task);
     for (int64_t i = 0; i < batch_size; ++i) {
-      for (int64_t j = 0; j < head_count; ++j) task.run(b + i, h + j);
+      for (int64_t j = 0; j < head_count; ++j) {
+        LinesAhead ahead;
+        if (j + 1 < head_count) task.announce(ahead, b + i, h + j + 1);
+        task.run(b + i, h + j, ahead);
+      }
     }
   });
   if (job.dq_parts != nullptr) add_query_parts<T>(job);

@@ -1,6 +1,7 @@
 // Attention forward: a running softmax over blocks of keys (Dao et al. 2022, section 3.1; Dao 2023, section 3.1).
-// A task is a chunk of the queries of the heads that share one key head, so that keys and values are packed once for
-// all of them; chunks are whole tiles, so what a row meets does not depend on how queries were dealt out.
+// The heads that share one key head are worked on together, so that keys and values are packed once for all of them. A
+// task is a chunk of the queries of one or some key heads; chunks are whole tiles, so what a row meets does not depend
+// on how queries were dealt out.
 #pragma once
 
 #include "attention_finish.h"
@@ -18,6 +19,7 @@ static_assert(kQueries % kGroup == 0 && kKeys % kPanel == 0);
 constexpr int64_t kPackedBytes = 256 << 10;  // packed keys and values at a time: they stay in the second-level cache
 constexpr int64_t kSumBytes = 256 << 10;     // unfinished outputs of a task, likewise
 
+// A chunk of the queries that share one key head.
 template <class T, class Word>
 class ForwardTask {
  public:
@@ -46,7 +48,22 @@ class ForwardTask {
     arena.take(top_, group_ * rows_);
   }
 
-  void run() {
+  // Brings what the task will read, and where it will write, while others run.
+  void announce(LinesAhead& ahead) const {
+    if (end_ <= begin_) return;
+    const int64_t b = sequence_.b, first_q = sequence_.first_q + begin_, queries = end_ - begin_;
+    const Range keys = keys_seen(call_, sequence_, begin_, end_ - 1);
+    const int64_t first_k = sequence_.first_k + keys.low, count = keys.high - keys.low;
+    ahead.add(row_of<T>(call_.k, b, head_kv_, first_k), call_.k.s, call_.head_dim, count);
+    ahead.add(row_of<T>(call_.v, b, head_kv_, first_k), call_.v.s, call_.head_dim_v, count);
+    for (int64_t h = head_kv_ * group_; h < (head_kv_ + 1) * group_; ++h) {
+      ahead.add(row_of<T>(call_.q, b, h, first_q), call_.q.s, call_.head_dim, queries);
+      ahead.add(row_of<T>(job_.out, b, h, first_q), job_.out.s, call_.head_dim_v, queries);
+    }
+  }
+
+  void run(LinesAhead& ahead) {
+    ahead_ = &ahead;
     if (end_ <= begin_) return;
     start();
     const Range keys = keys_seen(call_, sequence_, begin_, end_ - 1);
@@ -109,7 +126,8 @@ class ForwardTask {
     Span spans[kQueries / kGroup];
     groups_of(tile, depth_, spans);
     const Left<Word> q{q_ + state * q_row_, q_row_, 1};
-    product(tile.rows, q, Right<Word>{keys_ + packed * depth_, depth_}, Sum{s_, kKeys}, spans, kKeys, nullptr);
+    product(tile.rows, q, Right<Word>{keys_ + packed * depth_, depth_}, Sum{s_, kKeys}, spans, kKeys, nullptr,
+            *ahead_);
     for (int r = 0; r < tile.rows; ++r) {
       if (!tile.plain || !tile.whole) finish_row(tile, r, columns_of_row(tile, r, spans[r / kGroup]));
     }
@@ -125,7 +143,7 @@ class ForwardTask {
     }
     const Left<Word> p{p_, kKeys / kPerWord<Word>, 1};
     const Right<Word> v{values_ + packed / kPerWord<Word> * kPanel, packed_keys_ / kPerWord<Word>};
-    product(tile.rows, p, v, acc, spans, width_, shrink);
+    product(tile.rows, p, v, acc, spans, width_, shrink, *ahead_);
     if (poisoned_) add_poison(tile.rows, poison_, acc, width_);
   }
 
@@ -148,6 +166,7 @@ class ForwardTask {
   const int depth_, q_row_, width_;  // words of a head_dim, a row of q_, a row of acc_
   int64_t packed_keys_, rows_;
   bool poisoned_ = false;
+  LinesAhead* ahead_ = nullptr;
   Word *keys_, *values_, *p_, *q_;
   float *s_, *distance_, *poison_, *shrink_, *acc_, *total_, *top_;
 };
@@ -173,15 +192,20 @@ void forward_typed(const AttentionForward& job) {
   const int64_t wanted = larger(quotient(call.seqlen_q, most), for_all);
   const int64_t rows = round_up(quotient(larger(call.seqlen_q, 1), wanted), kQueries);
   const int64_t chunks = quotient(call.seqlen_q, rows);
-  parallel_for(chunks * heads, call.threads, [&](int64_t task) {
+  const int64_t team = heads_of_a_task(call.nheads_kv, chunks * heads, call.threads);
+  parallel_for(chunks * heads / team, call.threads, [&](int64_t task) {
     // The last queries first: under a diagonal they see the most keys.
-    const int64_t chunk = chunks - 1 - task / heads, b = task % heads / call.nheads_kv, h = task % call.nheads_kv;
+    const int64_t at = task * team, chunk = chunks - 1 - at / heads, b = at % heads / call.nheads_kv;
     const Sequence sequence = sequence_of(call, b);
     const int64_t begin = chunk * rows, end = begin + rows;
-    ForwardTask<T, Word> work(job, sequence, h, begin, end);
-    arrange(work);
-    work.run();
-    for (int64_t member = 0; member < group; ++member) empty_rows<T>(job, sequence, h * group + member, begin, end);
+    for (int64_t h = at % call.nheads_kv, last = h + team - 1; h <= last; ++h) {
+      LinesAhead ahead;
+      if (h < last) ForwardTask<T, Word>(job, sequence, h + 1, begin, end).announce(ahead);
+      ForwardTask<T, Word> work(job, sequence, h, begin, end);
+      arrange(work);
+      work.run(ahead);
+      for (int64_t member = 0; member < group; ++member) empty_rows<T>(job, sequence, h * group + member, begin, end);
+    }
   });
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "blocks.h"
+#include "prefetch.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 
@@ -144,9 +145,10 @@ struct Span {
 constexpr float kNoShrink[kGroup] = {1.0F, 1.0F, 1.0F, 1.0F, 1.0F, 1.0F};
 
 // c[:, span] (+)= a b for groups of kGroup rows; spans has one element for each. shrink is by row; null starts from 0,
-// also where the depth is empty.
+// also where the depth is empty. What comes next is brought on the way.
 template <class Word>
-void product(int rows, Left<Word> a, Right<Word> b, Sum c, const Span* spans, int columns, const float* shrink) {
+void product(int rows, Left<Word> a, Right<Word> b, Sum c, const Span* spans, int columns, const float* shrink,
+             LinesAhead& ahead) {
   for (int panel = 0; panel < columns; panel += kPanel) {
     for (int row = 0, g = 0; row < rows; row += kGroup, ++g) {
       const Span& span = spans[g];
@@ -158,6 +160,7 @@ void product(int rows, Left<Word> a, Right<Word> b, Sum c, const Span* spans, in
       const Word* left = a.data + row * a.row + span.word * a.step;
       const float* by_row = shrink == nullptr || shrink == kNoShrink ? shrink : shrink + row;
       const int height = rows - row < kGroup ? rows - row : kGroup;
+      ahead.bring();
       multiply_of<Word>(height, (end - begin) / kLanes)(left, a.row, a.step, right, depth,
                                                         c.data + row * c.row + begin, c.row, by_row);
     }

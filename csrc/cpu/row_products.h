@@ -3,6 +3,7 @@
 #pragma once
 
 #include "pack.h"
+#include "prefetch.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 
@@ -38,26 +39,6 @@ UNDIVIDED_INLINE Vec multiply_lanes(Vec a, Vec b, Vec sum) {
 #endif
   return sum + a * b;
 }
-
-// Rows that are brought into the second-level cache while others are worked on, one for one; null for none. Reaching
-// past the end is harmless.
-struct Ahead {
-  const char* rows = nullptr;
-  int64_t stride = 0;  // bytes
-  int64_t width = 0;
-
-  Ahead() = default;
-  template <class T>
-  Ahead(const T* rows, int64_t stride, int64_t columns)
-      : rows(reinterpret_cast<const char*>(rows)), stride(stride * sizeof(T)), width(columns * sizeof(T)) {}
-
-  UNDIVIDED_INLINE void bring(int count) {
-    if (rows == nullptr) return;
-    for (int i = 0; i < count; ++i, rows += stride) {
-      for (int64_t at = 0; at < width; at += 64) __builtin_prefetch(rows + at, 0, 2);
-    }
-  }
-};
 
 // ---- sums across lanes, of kLanes vectors at once ----
 

@@ -34,6 +34,8 @@ FORWARD = {
     4: {16: Launch(64, 32, 8, 1), 32: Launch(64, 32, 8, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 16, 8, 1),
         256: Launch(16, 16, 8, 1)},
 }  # fmt: skip
+# A mask or a dense bias takes an address for each element of a tile: a thread holds half as many.
+FORWARD_DENSE = {2: FORWARD[2] | {64: Launch(64, 32, 8, 2), 128: Launch(64, 32, 8, 2)}, 4: FORWARD[4]}
 BACKWARD = {
     2: {16: Launch(64, 64, 4, 1), 32: Launch(64, 64, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1),
         256: Launch(16, 16, 4, 1)},

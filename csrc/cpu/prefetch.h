@@ -1,0 +1,75 @@
+// Rows of memory that are brought into the second-level cache while others are worked on. Reaching past the end is
+// harmless.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace undivided::UNDIVIDED_VARIANT {
+
+constexpr int64_t kLine = 64;  // bytes
+
+// Row after row.
+struct Ahead {
+  const char* rows = nullptr;  // null for none
+  int64_t stride = 0;          // bytes
+  int64_t width = 0;
+
+  Ahead() = default;
+  template <class T>
+  Ahead(const T* rows, int64_t stride, int64_t columns)
+      : rows(reinterpret_cast<const char*>(rows)), stride(stride * sizeof(T)), width(columns * sizeof(T)) {}
+
+  UNDIVIDED_INLINE void bring(int count) {
+    if (rows == nullptr) return;
+    for (int i = 0; i < count; ++i, rows += stride) {
+      for (int64_t at = 0; at < width; at += kLine) __builtin_prefetch(rows + at, 0, 2);
+    }
+  }
+};
+
+// The rows of some matrices, a few lines at a time: all at once would wait for memory as reading them does.
+class LinesAhead {
+ public:
+  // The next `count` rows of T; what does not fit beside a task's own data is left out.
+  template <class T>
+  void add(const T* rows, int64_t stride, int64_t columns, int64_t count) {
+    const Ahead matrix(rows, stride, columns);
+    const int64_t bytes = count * matrix.width;
+    if (bytes <= 0 || bytes_ + bytes > kMostBytes || matrices_ == kMost) return;
+    bytes_ += bytes;
+    list_[matrices_++] = {matrix, count};
+  }
+
+  UNDIVIDED_INLINE void bring() {
+    if (at_ < matrices_) bring_some();
+  }
+
+ private:
+  static constexpr int kMost = 16;
+  static constexpr int64_t kMostBytes = 256 << 10;
+  static constexpr int kLines = 16;  // for some 800 cycles of products
+
+  __attribute__((noinline)) void bring_some() {
+    for (int i = 0; i < kLines && at_ < matrices_; ++i) {
+      Part& part = list_[at_];
+      __builtin_prefetch(part.matrix.rows + column_, 0, 2);
+      column_ += kLine;
+      if (column_ < part.matrix.width) continue;
+      column_ = 0;
+      part.matrix.rows += part.matrix.stride;
+      if (--part.count == 0) ++at_;
+    }
+  }
+
+  struct Part {
+    Ahead matrix;
+    int64_t count;
+  };
+  Part list_[kMost];
+  int matrices_ = 0, at_ = 0;
+  int64_t column_ = 0, bytes_ = 0;  // column_ in bytes
+};
+
+}  // namespace undivided::UNDIVIDED_VARIANT
