@@ -10,21 +10,30 @@ namespace undivided::UNDIVIDED_VARIANT {
 
 constexpr int64_t kLine = 64;  // bytes
 
-// Row after row.
+// Rows of one matrix, `lines` lines at a time, line after line.
 struct Ahead {
-  const char* rows = nullptr;  // null for none
-  int64_t stride = 0;          // bytes
-  int64_t width = 0;
+  const char* rows = nullptr;
+  int64_t stride = 0, width = 0, column = 0;  // bytes
+  int lines = 0;                              // 0 for none
 
   Ahead() = default;
   template <class T>
   Ahead(const T* rows, int64_t stride, int64_t columns)
       : rows(reinterpret_cast<const char*>(rows)), stride(stride * sizeof(T)), width(columns * sizeof(T)) {}
 
-  UNDIVIDED_INLINE void bring(int count) {
-    if (rows == nullptr) return;
-    for (int i = 0; i < count; ++i, rows += stride) {
-      for (int64_t at = 0; at < width; at += kLine) __builtin_prefetch(rows + at, 0, 2);
+  // `count` rows, in `times` calls of bring.
+  void spread(int64_t count, int64_t times) {
+    const int64_t all = rows == nullptr || times <= 0 ? 0 : count * ((width + kLine - 1) / kLine);
+    lines = all == 0 ? 0 : static_cast<int>((all + times - 1) / times);
+  }
+
+  UNDIVIDED_INLINE void bring() {
+    for (int i = 0; i < lines; ++i) {
+      __builtin_prefetch(rows + column, 0, 2);
+      column += kLine;
+      if (column < width) continue;
+      column = 0;
+      rows += stride;
     }
   }
 };

@@ -134,13 +134,16 @@ UNDIVIDED_INLINE Vec scores_of(const Keys<T, Word>& on, int row, int first, int 
   return sums_of(sum);
 }
 
+constexpr int kTall = kLanes / kQuad;  // rows at a time against kQuad keys: as many accumulators, fewer loads
+
 template <class T, class Word, bool kWhole, bool kAhead>
-UNDIVIDED_INLINE void scores_of_keys(const Keys<T, Word>& on, int rows, int first, int count, float* s, int64_t s_row) {
-  constexpr int kTall = kLanes / kQuad;  // rows at a time against kQuad keys: as many accumulators, fewer loads
+UNDIVIDED_INLINE void scores_of_keys(const Keys<T, Word>& on, int rows, int first, int count, float* s, int64_t s_row,
+                                     Ahead& ahead) {
   int r = 0;
   for (; kTall > 1 && r + kTall <= rows; r += kTall) {
     for (int c = first; c < first + kLanes && (kWhole || c < count); c += kQuad) {
       float* to = s + r * s_row + c;
+      ahead.bring();
       if (kAhead && r == 0) {
         store_quads(to, s_row, scores_of<T, Word, kTall, kWhole, true>(on, r, c, count));
       } else {
@@ -149,6 +152,7 @@ UNDIVIDED_INLINE void scores_of_keys(const Keys<T, Word>& on, int rows, int firs
     }
   }
   for (; r < rows; ++r) {
+    ahead.bring();
     if (kAhead && r == 0) {
       store(s + first, scores_of<T, Word, 1, kWhole, true>(on, r, first, count));
     } else {
@@ -161,13 +165,13 @@ UNDIVIDED_INLINE void scores_of_keys(const Keys<T, Word>& on, int rows, int firs
 template <class T, class Word, bool kAhead = false>
 __attribute__((noinline)) void row_scores(const Keys<T, Word>& on, int rows, int count, float* s, int64_t s_row,
                                           Ahead ahead) {
+  const int calls = kTall > 1 ? rows / kTall * (kLanes / kQuad) + rows % kTall : rows;  // of scores_of, for kLanes keys
+  ahead.spread(count, (count + kLanes - 1) / kLanes * calls);
   for (int c = 0; c < count; c += kLanes) {
-    const int end = count - c < kLanes ? count : c + kLanes;
-    ahead.bring(end - c);
-    if (end == c + kLanes) {
-      scores_of_keys<T, Word, true, kAhead>(on, rows, c, count, s, s_row);
+    if (c + kLanes <= count) {
+      scores_of_keys<T, Word, true, kAhead>(on, rows, c, count, s, s_row, ahead);
     } else {
-      scores_of_keys<T, Word, false, kAhead>(on, rows, c, count, s, s_row);
+      scores_of_keys<T, Word, false, kAhead>(on, rows, c, count, s, s_row, ahead);
     }
   }
 }
@@ -215,14 +219,15 @@ UNDIVIDED_INLINE Pair weight_at(const bfloat16* p) {
 
 // acc[r] += sum over c of p[r][c] v_c, for kRows rows and kPanel columns. Few rows sum up in several sets, so that
 // multiplications need not wait for one another.
-template <class T, class Word, int kRows, bool kWhole>
+template <class T, class Word, int kRows, bool kWhole, bool kBring>
 __attribute__((noinline)) void add_panel(const typename Weights<Word>::Element* p, int64_t p_row, const Values<T>& on,
-                                         float* acc, int64_t acc_row, Ahead ahead) {
+                                         float* acc, int64_t acc_row, Ahead& next) {
+  Ahead ahead = next;
   constexpr int kSets = kRows * kVectors >= 8 ? 1 : 8 / (kRows * kVectors), kPer = kPerWord<Word>;
   Vec sum[kSets][kRows][kVectors] = {};
   auto step = [&](int c, int rows, Vec(&into)[kRows][kVectors]) UNDIVIDED_INLINE_LAMBDA {
     Vec right[kVectors];
-    ahead.bring(rows);
+    if constexpr (kBring) ahead.bring();
     panel_at<T, Word, kWhole>(on.v + c * on.stride, on.stride, rows, on.columns, right);
     unrolled<kRows>([&](auto r) UNDIVIDED_INLINE_LAMBDA {
       const Word left = weight_at(p + r.value * p_row + c);
@@ -236,6 +241,7 @@ __attribute__((noinline)) void add_panel(const typename Weights<Word>::Element* 
     unrolled<kSets>([&](auto set) UNDIVIDED_INLINE_LAMBDA { step(c + set.value * kPer, kPer, sum[set.value]); });
   }
   for (; c < on.count; c += kPer) step(c, on.count - c < kPer ? 1 : kPer, sum[0]);
+  next = ahead;
   unrolled<kRows>([&](auto r) UNDIVIDED_INLINE_LAMBDA {
     unrolled<kVectors>([&](auto x) UNDIVIDED_INLINE_LAMBDA {
       if (!kWhole && x.value / kPer * kStep<Word> >= on.columns) return;
@@ -250,14 +256,13 @@ __attribute__((noinline)) void add_panel(const typename Weights<Word>::Element* 
 template <class T, class Word, int kRows>
 UNDIVIDED_INLINE void add_rows(const typename Weights<Word>::Element* p, int64_t p_row, const Values<T>& on, float* acc,
                                int64_t acc_row, Ahead& ahead) {
+  const bool bring = ahead.lines > 0;
   for (int d = 0; d < on.columns; d += kPanel) {
     const Values<T> panel{on.v + d, on.stride, on.count, on.columns - d};
-    if (panel.columns >= kPanel) {
-      add_panel<T, Word, kRows, true>(p, p_row, panel, acc + d, acc_row, ahead);
-    } else {
-      add_panel<T, Word, kRows, false>(p, p_row, panel, acc + d, acc_row, ahead);
-    }
-    ahead = Ahead();  // once is enough
+    const bool whole = panel.columns >= kPanel;
+    auto add = whole ? bring ? add_panel<T, Word, kRows, true, true> : add_panel<T, Word, kRows, true, false>
+                     : bring ? add_panel<T, Word, kRows, false, true> : add_panel<T, Word, kRows, false, false>;
+    add(p, p_row, panel, acc + d, acc_row, ahead);
   }
 }
 
@@ -265,6 +270,8 @@ UNDIVIDED_INLINE void add_rows(const typename Weights<Word>::Element* p, int64_t
 template <class T, class Word>
 void add_values(int rows, const typename Weights<Word>::Element* p, int64_t p_row, const Values<T>& on, float* acc,
                 int64_t acc_row, Ahead ahead) {
+  const int64_t panels = (on.columns + kPanel - 1) / kPanel, groups = rows / 4 + rows % 4 / 2 + rows % 2;
+  ahead.spread(on.count, groups * panels * ((on.count + kPerWord<Word> - 1) / kPerWord<Word>));
   int r = 0;
   for (; r + 4 <= rows; r += 4) add_rows<T, Word, 4>(p + r * p_row, p_row, on, acc + r * acc_row, acc_row, ahead);
   for (; r + 2 <= rows; r += 2) add_rows<T, Word, 2>(p + r * p_row, p_row, on, acc + r * acc_row, acc_row, ahead);
