@@ -28,13 +28,17 @@ struct Ahead {
   }
 
   UNDIVIDED_INLINE void bring() {
-    for (int i = 0; i < lines; ++i) {
-      __builtin_prefetch(rows + column, 0, 2);
-      column += kLine;
-      if (column < width) continue;
-      column = 0;
-      rows += stride;
-    }
+    for (int i = 0; i < lines; ++i) bring_line();
+  }
+
+  // Whether the line was the last one of its row.
+  UNDIVIDED_INLINE bool bring_line() {
+    __builtin_prefetch(rows + column, 0, 2);
+    column += kLine;
+    if (column < width) return false;
+    column = 0;
+    rows += stride;
+    return true;
   }
 };
 
@@ -63,12 +67,7 @@ class LinesAhead {
   __attribute__((noinline)) void bring_some() {
     for (int i = 0; i < kLines && at_ < matrices_; ++i) {
       Part& part = list_[at_];
-      __builtin_prefetch(part.matrix.rows + column_, 0, 2);
-      column_ += kLine;
-      if (column_ < part.matrix.width) continue;
-      column_ = 0;
-      part.matrix.rows += part.matrix.stride;
-      if (--part.count == 0) ++at_;
+      if (part.matrix.bring_line() && --part.count == 0) ++at_;
     }
   }
 
@@ -78,7 +77,7 @@ class LinesAhead {
   };
   Part list_[kMost];
   int matrices_ = 0, at_ = 0;
-  int64_t column_ = 0, bytes_ = 0;  // column_ in bytes
+  int64_t bytes_ = 0;
 };
 
 }  // namespace undivided::UNDIVIDED_VARIANT
