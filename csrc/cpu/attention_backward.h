@@ -65,12 +65,15 @@ class BackwardTask {
     const Sequence sequence = sequence_of(call_, b);
     const int64_t first = chunk_ * keys_of_a_chunk(), keys = smaller(kKeys, sequence.lenk - first);
     const int64_t first_k = sequence.first_k + first;
+    for (int64_t h = head_kv * group_; h < (head_kv + 1) * group_; ++h) {
+      if (job_.chunks == 1) {
+        ahead.add(row_of<T>(job_.out, b, h, sequence.first_q), job_.out.s, call_.head_dim_v, sequence.lenq);
+      }
+      ahead.add(row_of<T>(job_.dout, b, h, sequence.first_q), job_.dout.s, call_.head_dim_v, sequence.lenq);
+      ahead.add(row_of<T>(call_.q, b, h, sequence.first_q), call_.q.s, call_.head_dim, sequence.lenq);
+    }
     ahead.add(row_of<T>(call_.k, b, head_kv, first_k), call_.k.s, call_.head_dim, keys);
     ahead.add(row_of<T>(call_.v, b, head_kv, first_k), call_.v.s, call_.head_dim_v, keys);
-    for (int64_t h = head_kv * group_; h < (head_kv + 1) * group_; ++h) {
-      ahead.add(row_of<T>(call_.q, b, h, sequence.first_q), call_.q.s, call_.head_dim, sequence.lenq);
-      ahead.add(row_of<T>(job_.dout, b, h, sequence.first_q), job_.dout.s, call_.head_dim_v, sequence.lenq);
-    }
     ahead.add(row_of<T>(job_.dk, b, head_kv, first_k), job_.dk.s, call_.head_dim, keys);
     ahead.add(row_of<T>(job_.dv, b, head_kv, first_k), job_.dv.s, call_.head_dim_v, keys);
   }
@@ -81,6 +84,7 @@ class BackwardTask {
     sequence_ = sequence_of(call_, b);
     head_kv_ = head_kv;
     for (int64_t member = 0; member < group_; ++member) {
+      if (job_.chunks == 1) row_sums<T>(job_, b, head_kv * group_ + member);
       std::memset(query_sums(member), 0, sequence_.lenq * dq_row_ * sizeof(float));
     }
     const int64_t keys = keys_of_a_chunk();
@@ -303,7 +307,10 @@ class BackwardTask {
 template <class T, class Word>
 void backward_typed(const AttentionBackward& job) {
   const AttentionCall& call = job.call;
-  row_sums<T>(job);
+  if (job.chunks > 1) {  // otherwise the only task of a head makes its own
+    parallel_for(call.batch * call.nheads, call.threads,
+                 [&](int64_t task) { row_sums<T>(job, task / call.nheads, task % call.nheads); });
+  }
   // Where the bias is shared by the batch or the heads, one task goes through all of them in order.
   const int64_t batches = job.sum_batch ? 1 : call.batch, batch_size = job.sum_batch ? call.batch : 1;
   const int64_t tasks = job.chunks * batches * call.nheads_kv;
@@ -323,6 +330,7 @@ void backward_typed(const AttentionBackward& job) {
       }
     }
   });
+  if (job.dsinks != nullptr) add_sink_sums(job);
   if (job.dq_parts != nullptr) add_query_parts<T>(job);
   if (job.dtable != nullptr) add_distance_sums(job);
 }
