@@ -59,7 +59,7 @@ inline Range queries_seeing(const AttentionCall& call, const Sequence& s, int64_
 }
 
 // How many key heads one task works through, so that it can bring what the next one needs from memory while it works on
-// one: few enough to leave every thread 16 tasks. At 128 queries and keys that is 1.05 to 1.2 times as fast.
+// one: few enough to leave every thread 16 tasks. At 128 queries and keys that is 1.0 to 1.2 times as fast.
 inline int64_t heads_of_a_task(int64_t nheads_kv, int64_t tasks, int threads) {
   int64_t heads = 1;
   while (nheads_kv % (2 * heads) == 0 && tasks >= 2 * heads * 16 * threads) heads *= 2;

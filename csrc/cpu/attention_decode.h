@@ -25,7 +25,7 @@ struct DecodePlan {
   int64_t keys;           // of a block
   // Values are brought into the second-level cache while the scores of the same keys are made, the keys of the next
   // block while values are summed up: 1.1 to 1.5 times as fast where they lie in memory or the third-level cache, as
-  // they do once a model's other layers have run, 0.95 to 1.0 where they lie in the second. More than the last cache
+  // they do once a model's other layers have run, 0.93 to 1.08 where they lie in the second. More than the last cache
   // holds is read in its own order: all heads of a key, then the next key; a block is small then, so that all of its
   // heads find room.
   bool bring, from_memory;

@@ -9,7 +9,7 @@ import torch
 from ..aot import Resources, compile_call, compile_kernel
 from .forward import forward_kernel
 from .gradients import dbias_kernel, dkdv_kernel, dq_kernel
-from .plan import BACKWARD, FORWARD, FORWARD_DENSE, launch_of, make_plan
+from .plan import BACKWARD, forward_table, launch_of, make_plan
 from .split import MOST_SPLITS, arguments_of, combine_kernel
 
 KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkdv": dkdv_kernel, "dbias": dbias_kernel}
@@ -45,9 +45,7 @@ def compile_attention(
     kernel = KERNELS[name]
     q = torch.empty((1, 16, 1, head_dim), dtype=dtype)
     plan = make_plan(q, q, q, scale=1.0, causal=causal)
-    dense = features.get("HAS_BIAS") or features.get("HAS_MASK")
-    forward = FORWARD_DENSE if dense else FORWARD
-    row = launch_of(forward if name == "forward" else BACKWARD, head_dim, dtype)
+    row = launch_of(forward_table(features) if name == "forward" else BACKWARD, head_dim, dtype)
     given: dict[str, Any] = dict(plan.arguments, **OWN[name], BLOCK_M=row.BLOCK_M, BLOCK_N=row.BLOCK_N)
     given |= features
     constants = {key: value for key, value in given.items() if key.isupper() and key in kernel.arg_names}

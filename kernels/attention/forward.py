@@ -16,7 +16,7 @@ from torch import Tensor
 from ..common.dropout import kept
 from ..common.host import on_its_device, widened
 from .blocks import key_range, place, sequence, shift_of
-from .plan import FORWARD, FORWARD_DENSE, launch_of, make_plan
+from .plan import forward_table, launch_of, make_plan
 from .relative import add_relative, near_range
 from .schedule import longest_first
 from .softmax import finish, step, weigh
@@ -144,8 +144,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, **words: Any) -> tuple[Te
     out = q.new_zeros((*q.shape[:-1], v.shape[-1]))
     shape = (plan.nheads, q.shape[0]) if q.dim() == 3 else (plan.batch, plan.nheads, q.shape[1])
     lse = torch.full(shape, float("-inf"), dtype=torch.float32, device=q.device)
-    dense = plan.arguments["HAS_BIAS"] or plan.arguments["HAS_MASK"]
-    row = launch_of(FORWARD_DENSE if dense else FORWARD, max(q.shape[-1], v.shape[-1]), q.dtype)
+    row = launch_of(forward_table(plan.arguments), max(q.shape[-1], v.shape[-1]), q.dtype)
     programs = triton.cdiv(plan.longest_q, row.BLOCK_M) * plan.batch * plan.nheads
     if not programs or not out.numel():
         return out.to(dtype), lse

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,11 @@ BACKWARD = {
         256: Launch(16, 16, 4, 1)},
 }  # fmt: skip
 INTERPRETED = Launch(64, 64, 4, 1)
+
+
+def forward_table(constants: Mapping[str, Any]) -> dict[int, dict[int, Launch]]:
+    """The forward's rows for a call with these constants of its kernel; one that is left out is off."""
+    return FORWARD_DENSE if constants.get("HAS_BIAS") or constants.get("HAS_MASK") else FORWARD
 
 
 def launch_of(table: dict[int, dict[int, Launch]], width: int, dtype: torch.dtype) -> Launch:
