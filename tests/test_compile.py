@@ -255,7 +255,7 @@ def test_every_registered_op_is_checked_above():
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("undivided::")}
     checked = {f"{op}_{way}" for op in ("attention", "norm", "feed_forward") for way in ("forward", "backward")}
     checked |= {"attention_decode", "attention_decode_append"}  # in test_attention_decode.py
-    checked |= {"rotary"}  # in test_triton_rotary.py
+    checked |= {"rotary"}  # in test_rotary.py
     assert names == {f"undivided::{name}" for name in checked}
 
 

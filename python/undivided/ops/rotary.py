@@ -20,7 +20,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None,
         cos, sin: (max_seqlen, head_dim / 2), float32, of position times frequency.
         positions: int (seqlen,) or (batch, seqlen), rows of cos and sin; None is 0, 1, 2, ... Their values are checked
             on a CPU only.
-        backend: "auto", or one of triton, reference.
+        backend: "auto", or one of triton, cpu, reference.
 
     Returns:
         as x. Differentiable in x; on the reference in cos and sin too.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..dispatch import Backend, RotaryCall
-from ..rules import kernel_dtype, needs_gpu_or_interpreter, needs_triton, tensor_cores
+from ..rules import kernel_dtype, needs_cpu_extension, needs_gpu_or_interpreter, needs_triton, on_cpu, tensor_cores
 
 
 def fixed_tables(call: RotaryCall) -> str | None:
@@ -19,6 +19,11 @@ TRITON = Backend(
     auto=False,
     note="it passes the interpreter and compiles, but has not run on a GPU yet",
 )
+CPU = Backend(
+    name="cpu",
+    module="undivided.cpu.rotary",
+    rules=(needs_cpu_extension, on_cpu, kernel_dtype, fixed_tables),
+)
 REFERENCE = Backend(name="reference", module="undivided.reference")
 
-ROTARY: tuple[Backend, ...] = (TRITON, REFERENCE)
+ROTARY: tuple[Backend, ...] = (TRITON, CPU, REFERENCE)
