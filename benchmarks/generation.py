@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -106,8 +106,11 @@ def setup(case: Case, device: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 
 def providers(device: str, backends: Sequence[str]) -> list[Provider | Absent]:
     """Without torch.compile: caches that grow would compile at every step."""
-    found = implementations.providers(device, backends)
-    return [*(one for one in found if one.name != "torch.compile"), ctranslate2_peer.provider(device)]
+    found = [one for one in implementations.providers(device, backends) if one.name != "torch.compile"]
+    if device == "cuda":
+        graph = replace(on_backend("auto"), graph=True)
+        found.append(Provider("undivided auto graph", found[0].version, lambda case, device: graph, backend="auto"))
+    return [*found, ctranslate2_peer.provider(device)]
 
 
 def build(implementation: Any, case: Case, mode: str, device: str) -> Runnable:
@@ -124,7 +127,8 @@ def bind(
 
     def once() -> Sequence[Tensor]:
         with torch.no_grad(), implementation.open():
-            decoding = model.start(src, src_lengths, symbols.shape[1])  # type: ignore[operator]
+            graph = implementation.graph
+            decoding = model.start(src, src_lengths, symbols.shape[1], cuda_graph=graph)  # type: ignore[operator]
             return (torch.stack([decoding.step(one[:, None]) for one in symbols.unbind(1)], 1),)
 
     return once

@@ -14,19 +14,21 @@ from torch import Tensor
 
 from .op import Absent, Provider
 
-NAMES = ("attention", "attention_decode", "attention_packed", "layer_norm", "rms_norm", "feed_forward")
+NAMES = ("attention", "attention_decode", "attention_packed", "layer_norm", "rms_norm", "feed_forward", "rotary")
 
 
 @dataclass(frozen=True)
 class Implementation:
     """`open()` is the context in which a model runs on it.
 
-    compiles: the model goes through torch.compile first. packed: the batch goes in without its padding.
+    compiles: the model goes through torch.compile first. packed: the batch goes in without its padding. graph: steps
+    of decoding are replayed from a CUDA graph.
     """
 
     open: Callable[[], AbstractContextManager[None]]
     compiles: bool = False
     packed: bool = False
+    graph: bool = False
 
 
 @contextmanager
@@ -60,6 +62,7 @@ def on_torch(compiles: bool = False) -> Implementation:
         layer_norm=layer_norm,
         rms_norm=rms_norm,
         feed_forward=feed_forward,
+        rotary=turned,
     )
     return Implementation(lambda: replaced(functions), compiles)
 
@@ -99,12 +102,16 @@ def attention_decode(
     causal: bool = True,
     bias: Any = None,
     scale: float | None = None,
+    rotary: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """A step on caches whose rows are equally long, or cross attention to a memory with lengths of its own."""
     if k is None or v is None:
         return attention(q, k_cache, v_cache, key_lengths=cache_lengths, bias=bias, scale=scale)
     start = int(cache_lengths[0])  # whoever writes this in plain torch keeps it as a number
     end = start + k.shape[1]
+    if rotary is not None:
+        now = [table[start:end] for table in rotary]
+        q, k = turned(q, *now), turned(k, *now)
     k_cache[:, start:end], v_cache[:, start:end] = k, v
     return attention(q, k_cache[:, :end], v_cache[:, :end], causal=causal, bias=bias, scale=scale)
 
@@ -127,6 +134,12 @@ def feed_forward(
     from undivided.testing import honest
 
     return honest.feed_forward(x, w_in, b_in, w_out, b_out, activation, w_gate)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
+    from undivided.testing import honest
+
+    return honest.rotary(x, cos, sin, positions)
 
 
 def providers(device: str, backends: Sequence[str]) -> list[Provider | Absent]:

@@ -69,6 +69,9 @@ def attention_decode() -> Entries:
                     name = named("forward head_dim", head_dim, dtype, "group", group, "queries", seqlen_q, pages)
                     words = dict(seqlen_q=seqlen_q, group=group, block_size=block_size, split=True)
                     yield name, partial(compile_decode, head_dim, dtype, **words)
+                name = named("forward head_dim", head_dim, dtype, "group", group, "queries", seqlen_q, "turned")
+                words = dict(seqlen_q=seqlen_q, group=group, split=True, rotary=True)
+                yield name, partial(compile_decode, head_dim, dtype, **words)
 
 
 def norm(op: str) -> Entries:

@@ -34,6 +34,7 @@ def decode_features():
     yield "everything", 90, compile_decode(64, torch.float16, 90, features=True, seqlen_q=2, group=8)
     yield "cross attention", 90, compile_decode(64, torch.bfloat16, 90, appends=False)
     yield "head_dim 40, float32", 90, compile_decode(40, torch.float32, 90, block_size=5)
+    yield "rotary, head_dim 40", 90, compile_decode(40, torch.float16, 90, rotary=True, seqlen_q=2)
     yield "head_dim 256", 90, compile_decode(256, torch.bfloat16, 90, group=8, split=True)
 
 

@@ -58,10 +58,15 @@ def test_the_reference_row_by_row(case):
     )
     got, lse = reference.attention_decode(**tensors, **words, return_lse=True)
     new, table = [words.pop("k", None), words.pop("v", None)], words.pop("block_table", None)
-    bias = words.pop("bias", None)
+    bias, rotary = words.pop("bias", None), words.pop("rotary", None)
     assert got.shape == (*q.shape[:3], caches[1].shape[-1]) and lse.shape == (q.shape[0], q.shape[2], q.shape[1])
     for b, length in enumerate(case.lengths):
-        rows = []
+        rows, query, total = [], q[b : b + 1], length + case.seqlen_new
+        if rotary is not None:
+            cos, sin = (table[[max(total - case.seqlen_q + i, 0) for i in range(case.seqlen_q)]] for table in rotary)
+            query = reference.rotary(query, cos, sin)
+            if new[0] is not None:
+                new[0][b] = reference.rotary(new[0][b : b + 1], *(table[length:total] for table in rotary))
         for cache, tokens in zip(before, new, strict=True):
             places = [(b, p) for p in range(length)]
             if table is not None:
@@ -70,12 +75,31 @@ def test_the_reference_row_by_row(case):
             row = [cache[place] for place in places] + ([] if tokens is None else list(tokens[b]))
             rows.append(torch.stack(row)[None] if row else cache.new_zeros(1, 0, *cache.shape[2:]))
         own = ALiBi(bias.slopes[b]) if isinstance(bias, ALiBi) and bias.slopes.dim() == 2 else bias
-        expected = reference.attention(q[b : b + 1], *rows, bias=own, return_lse=True, **words)
+        expected = reference.attention(query, *rows, bias=own, return_lse=True, **words)
         torch.testing.assert_close((got[b : b + 1], lse[b : b + 1]), expected, rtol=0, atol=1e-12)
         for cache, row in zip(caches, rows, strict=True):
             places = [(b, p) if table is None else (int(table[b, p // cache.shape[1]]), p % cache.shape[1])
                       for p in range(row.shape[1])]  # fmt: skip
             assert all(torch.equal(cache[place], token) for place, token in zip(places, row[0], strict=True))
+
+
+@pytest.mark.parametrize("name", ["rotary", "rotary long", "rotary several"])
+@pytest.mark.parametrize("backend", [row.name for row in ATTENTION_DECODE])
+def test_turning_on_the_way_is_turning_before(name, backend):
+    """The same bits as from queries and keys that were turned by an op of their own."""
+    case = next(case for case in DECODE_CASES if case.name == name)
+    results = []
+    for before in (False, True):
+        tensors, words = make_decode_inputs(case, torch.float32, DEVICE.type)
+        if before:
+            cos, sin = words.pop("rotary")
+            total = tensors["cache_lengths"] + case.seqlen_new
+            for values, n in ((tensors, "q"), (words, "k")):
+                places = total[:, None] - values[n].shape[1] + torch.arange(values[n].shape[1], device=DEVICE)
+                values[n] = undivided.rotary(values[n], cos, sin, places, backend=backend)
+        out = run(undivided.attention_decode, *tensors.values(), backend=backend, **words)
+        results.append((out, *(tensors[name].nan_to_num() for name in ("k_cache", "v_cache"))))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("name", ["paged", "everything", "cross"])
@@ -256,6 +280,7 @@ def test_opcheck(appends):
     bias = words.get("bias")
     op = torch.ops.undivided.attention_decode_append if appends else torch.ops.undivided.attention_decode
     given = [words.get(name) for name in ("k", "v", "block_table")] + [bias and bias.table, None, words["sinks"]]
+    given += words.get("rotary", (None, None))
     torch.library.opcheck(
         op, ("undivided.cpu.attention_decode", *tensors.values(), *given, 0.3, 100, 0, 64, False, 5.0)
     )

@@ -30,6 +30,11 @@ def contiguous(**changes):
     return call(**{**dict(k_cache=random(2, 24, 2, 16), v_cache=random(2, 24, 2, 16), block_table=None), **changes})
 
 
+def odd(**changes):
+    caches = dict(k_cache=random(2, 24, 2, 7), v_cache=random(2, 24, 2, 7), block_table=None, k=None, v=None)
+    return call(q=random(2, 1, 4, 7), **caches, **changes)
+
+
 @pytest.mark.parametrize(
     ("make", "changes", "error", "text"),
     [
@@ -67,6 +72,11 @@ def contiguous(**changes):
         (call, dict(scale="1"), TypeError, "scale = '1' must be a number"),
         (call, dict(softcap=0.0), ValueError, "softcap = 0.0 must be above 0"),
         (call, dict(sinks=random(2)), ValueError, r"sinks has shape \(2,\), expected \(nheads,\) = \(4,\)"),
+        (call, dict(rotary=random(24, 8)), TypeError, r"rotary is a Tensor; allowed: the pair \(cos, sin\), or None"),
+        (call, dict(rotary=(random(24, 8), None)), TypeError, "sin must be a tensor, got NoneType"),
+        (call, dict(rotary=(random(24, 16), random(24, 16))), ValueError, r"cos has shape \(24, 16\), expected"),
+        (call, dict(rotary=(random(24, 8), random(20, 8))), ValueError, r"sin has shape \(20, 8\), expected the"),
+        (odd, dict(rotary=(random(24, 3), random(24, 3))), ValueError, "head_dim 7 must be even for rotary"),
         (call, dict(backend="fast"), ValueError, "backend='fast' is unknown"),
         (call, dict(backend="sdpa"), undivided.BackendRefused, "it has no kernel for this op; there are: triton, cpu"),
     ],
@@ -85,6 +95,7 @@ def test_bad_input(make, changes, error, text):
         (contiguous, dict(cache_lengths=ints(24, 3)), r"cache_lengths\[0\] = 24; allowed: 0 to 23"),
         (contiguous, dict(cache_lengths=ints(25, 3), k=None, v=None), r"cache_lengths\[0\] = 25; allowed: 0 to 24"),
         (call, dict(cache_lengths=ints(3, 24)), r"cache_lengths\[1\] = 24; allowed: 0 to 23"),
+        (call, dict(rotary=(random(20, 8), random(20, 8))), "cos has 20 positions, a row has 21 tokens; make"),
         (call, dict(cache_lengths=ints(8, 20)), r"block_table\[0, 1\] = -1; allowed: 0 to 5"),
         (call, dict(block_table=torch.stack([ints(0, 0, 0), ints(1, 6, 2)])), r"table\[1, 1\] = 6; allowed: 0 to 5"),
     ],
@@ -100,7 +111,8 @@ def test_bad_values(make, changes, text, backend):
 
 def test_gradients_are_refused_with_the_cure():
     table = random(32, 4).requires_grad_()
-    for changes in (dict(q=random(2, 1, 4, 16).requires_grad_()), dict(bias=RelativeBias(table))):
+    rotary = dict(rotary=(random(24, 8).requires_grad_(), random(24, 8)))
+    for changes in (dict(q=random(2, 1, 4, 16).requires_grad_()), dict(bias=RelativeBias(table)), rotary):
         with pytest.raises(NotImplementedError, match="requires one; use undivided.attention for training"):
             call(**changes)
         with torch.no_grad():

@@ -44,6 +44,11 @@ UNDIVIDED_INLINE void turn_token(const Rotary& call, const T* x, T* y, int64_t a
   });
 }
 
+inline int64_t position_of(const Rotary& call, int64_t b, int64_t s) {
+  if (call.positions != nullptr) return call.positions[b * call.positions_b + s * call.positions_s];
+  return (call.starts == nullptr ? 0 : call.starts[b]) + call.shift + s;
+}
+
 template <class T>
 void turn(const Rotary& call) {
   const int64_t tokens = call.batch * call.seqlen, width = call.nheads * 2 * call.half;
@@ -53,9 +58,8 @@ void turn(const Rotary& call) {
     const int64_t begin = tokens * task / threads, end = tokens * (task + 1) / threads;
     for (int64_t token = begin; token < end; ++token) {
       const int64_t b = token / call.seqlen, s = token % call.seqlen;
-      const int64_t at = call.positions == nullptr ? s : call.positions[b * call.positions_b + s * call.positions_s];
       const T* x = static_cast<const T*>(call.x) + b * call.x_b + s * call.x_s;
-      turn_token(call, x, static_cast<T*>(call.y) + token * width, at);
+      turn_token(call, x, static_cast<T*>(call.y) + token * width, position_of(call, b, s));
     }
   });
 }

@@ -87,7 +87,7 @@ def relative_buckets(span: int, num_buckets: int, max_distance: int, bidirection
     return bucket + torch.where(distance > 0, per_side, 0) if bidirectional else bucket
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache  # for good: a CUDA graph may read them at any time
 def buckets_on(device: torch.device, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
     """`relative_buckets` as int32 on the device, up to the span from which on each side is one bucket.
 

@@ -22,6 +22,7 @@ def compile_decode(
     appends: bool = True,
     split: bool = False,
     features: bool = False,
+    rotary: bool = False,
     **words: Any,
 ) -> Resources:
     """What the kernel needs, for one batch row of 4096 keys and 8 key heads.
@@ -30,6 +31,7 @@ def compile_decode(
         block_size: of a paged cache; 0 is a contiguous one.
         split: whether the keys are shared among programs.
         features: a window, softcap, sinks (where keys are not split) and the relative bias.
+        rotary: whether queries and new keys turn by their positions.
         words: further keywords of `attention_decode`.
     """
 
@@ -45,6 +47,8 @@ def compile_decode(
         words["k"] = words["v"] = empty(1, seqlen_q, 8, head_dim)
     if features:
         words |= dict(window=(1000, 0), softcap=30.0, sinks=empty(8 * group), relative_table=empty(32, 8 * group))
+    if rotary:
+        words["cos"] = words["sin"] = empty(4096, head_dim // 2, of=torch.float32)
     q, cache = empty(1, seqlen_q, 8 * group, head_dim), empty(*shape)
     plan = make_plan(q, cache, cache, empty(1, of=torch.int32), **words)
     statistics = empty(1, of=torch.float32)

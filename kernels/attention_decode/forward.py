@@ -16,7 +16,8 @@ from ..attention.softmax import finish, step, weigh
 from ..attention.split import combine, share
 from ..attention.tile import LOG2E, load_at, scores, store_at, visible
 from ..common.host import on_its_device, widened
-from .cache import append, locate
+from ..rotary.load import load_turned
+from .cache import NEW, append, locate
 from .plan import make_plan
 
 
@@ -58,14 +59,16 @@ def decode_kernel(
     cache_lengths, block_table,  # int32 (batch,); int32 (batch, blocks of a row) by its stride, when paged
     relative, buckets,  # (num_buckets, nheads) by strides; int32 (2 * span + 1,)
     slopes, sinks,  # (batch, nheads) by strides; (nheads,)
+    cos, sin,  # float32 (places, head_dim / 2), contiguous: q and k turn by their positions
     out, lse,  # contiguous (splits, batch, seqlen_q, nheads, head_dim_v); float32 (splits, batch, nheads, seqlen_q)
     q_b, q_s, q_h, k_cache_b, k_cache_s, k_cache_h, v_cache_b, v_cache_s, v_cache_h,  # strides, in elements
     k_b, k_s, k_h, v_b, v_s, v_h, relative_n, relative_h, slopes_b, slopes_h, block_table_b,
-    batch, seqlen_q, seqlen_new, longest, num_blocks, nheads, group, left, right, span, scale, softcap,
+    batch, seqlen_q, seqlen_new, longest, num_blocks, nheads, group, left, right, span, places, scale,
+    softcap,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     PAGE: tl.constexpr, APPENDS: tl.constexpr, SPLIT: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     HAS_RELATIVE: tl.constexpr, HAS_ALIBI: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_ROTARY: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.maximum(tl.cdiv(seqlen_q * group, BLOCK_M), 1)
     block, head = tl.program_id(0) % blocks, tl.program_id(0) // blocks
@@ -91,7 +94,11 @@ def decode_kernel(
     slope = 0.0
     if HAS_ALIBI:
         slope = tl.load(slopes + b64 * slopes_b + h * slopes_h)[:, None]
-    query = load_at(q + b64 * q_b, i.to(tl.int64) * q_s + h * q_h, i < seqlen_q, HEAD_DIM, BLOCK_D, True)  # [M, D]
+    rows = i.to(tl.int64) * q_s + h * q_h
+    if HAS_ROTARY:
+        query = load_turned(q + b64 * q_b, rows, at + i, i < seqlen_q, cos, sin, places, HEAD_DIM, BLOCK_D)
+    else:
+        query = load_at(q + b64 * q_b, rows, i < seqlen_q, HEAD_DIM, BLOCK_D, True)  # [M, D]
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
@@ -125,10 +132,14 @@ def decode_kernel(
             end = tl.minimum(end, last + 1 + at + right)
         if part != parts - 1:  # the last part has the fewest cached keys
             end = begin
-        for n in range(begin, end, BLOCK_N):
-            j = n + tl.arange(0, BLOCK_N)
+        # Mostly one turn: stages would take shared memory from the loop above.
+        for n in tl.range(begin, end, NEW, num_stages=1):
+            j = n + tl.arange(0, NEW)
             token = (j - cached).to(tl.int64)
-            key = load_at(k, token * k_s, j < lenk, HEAD_DIM, BLOCK_D, True)
+            if HAS_ROTARY:
+                key = load_turned(k, token * k_s, j, j < lenk, cos, sin, places, HEAD_DIM, BLOCK_D)
+            else:
+                key = load_at(k, token * k_s, j < lenk, HEAD_DIM, BLOCK_D, True)
             value = load_at(v, token * v_s, j < lenk, HEAD_DIM_V, BLOCK_DV, True)
             top, total, acc = attend(
                 query, key, value, i, j, at, seqlen_q, lenk, left, right, scale, softcap, bias, relative_n,
@@ -137,8 +148,8 @@ def decode_kernel(
             )  # fmt: skip
         append(
             k_cache, v_cache, k, v, table, b64, cached, part * blocks + block, parts * blocks, k_cache_b, k_cache_s,
-            v_cache_b, v_cache_s, k_s, v_s, seqlen_new, longest, num_blocks, PAGE, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
-            BLOCK_DV,
+            v_cache_b, v_cache_s, k_s, v_s, seqlen_new, longest, num_blocks, cos, sin, places, PAGE, HEAD_DIM,
+            HEAD_DIM_V, BLOCK_D, BLOCK_DV, HAS_ROTARY,
         )  # fmt: skip
 
     sink = 0.0
@@ -157,7 +168,7 @@ def attention_decode(
     v: Tensor | None = None, block_table: Tensor | None = None, scale: float,
     window: tuple[int | None, int | None] = (None, None), relative_table: Tensor | None = None,
     max_distance: int = 128, bidirectional: bool = True, alibi_slopes: Tensor | None = None,
-    softcap: float | None = None, sinks: Tensor | None = None,
+    softcap: float | None = None, sinks: Tensor | None = None, cos: Tensor | None = None, sin: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out, lse): `undivided.attention_decode` on plain tensors, causal folded into the window.
 
@@ -174,6 +185,7 @@ def attention_decode(
             p % block_size; or None.
         scale, window, relative_table, max_distance, bidirectional, alibi_slopes, softcap, sinks: as in
             `attention_forward`; query i stands at cache_lengths[b] + seqlen_new - seqlen_q + i.
+        cos, sin: (places, head_dim / 2), any float dtype, or None: q and k turn by their positions as they are loaded.
 
     Returns:
         out: (batch, seqlen_q, nheads, head_dim_v), q's dtype, contiguous. lse: float32 (batch, nheads, seqlen_q).
@@ -184,7 +196,7 @@ def attention_decode(
     plan = make_plan(
         q, k_cache, v_cache, cache_lengths, k=k, v=v, block_table=block_table, scale=scale, window=window,
         relative_table=relative_table, max_distance=max_distance, bidirectional=bidirectional,
-        alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks,
+        alibi_slopes=alibi_slopes, softcap=softcap, sinks=sinks, cos=cos, sin=sin,
     )  # fmt: skip
     batch, seqlen_q, nheads, _ = q.shape
     out = q.new_empty((batch, seqlen_q, nheads, v_cache.shape[-1]))

@@ -15,8 +15,8 @@ from ..common.host import power_of_two
 
 # By the bytes of an element, then by the padded head_dim (of keys and values, the larger). BLOCK_M is the most rows of
 # one program. The cache streams through once, so what counts is the bytes under way: two stages of 32 or 64 keys,
-# 32 KiB a program at head_dim 64 and 128. There no 16-bit call spills for compute capability 8.0, 9.0 and 10.0, with
-# one query and with several; twice the rows or keys do. None has been timed on a GPU yet.
+# 32 KiB a program at head_dim 64 and 128. There a 16-bit call spills 16 bytes at most for compute capability 8.0, 9.0
+# and 10.0, with one query and with several; twice the rows or keys spill more. None has been timed on a GPU yet.
 DECODE = {
     2: {16: Launch(32, 64, 4, 3), 32: Launch(32, 64, 4, 3), 64: Launch(32, 64, 4, 3), 128: Launch(32, 32, 4, 3),
         256: Launch(16, 32, 4, 2)},
@@ -40,7 +40,7 @@ def make_plan(
     v: Tensor | None = None, block_table: Tensor | None = None, scale: float,
     window: tuple[int | None, int | None] = (None, None), relative_table: Tensor | None = None,
     max_distance: int = 128, bidirectional: bool = True, alibi_slopes: Tensor | None = None,
-    softcap: float | None = None, sinks: Tensor | None = None,
+    softcap: float | None = None, sinks: Tensor | None = None, cos: Tensor | None = None, sin: Tensor | None = None,
 ) -> Plan:  # fmt: skip
     """The arguments are those of `attention_decode`."""
     batch, seqlen_q, nheads, head_dim = q.shape
@@ -62,9 +62,11 @@ def make_plan(
         buckets = buckets_on(q.device, relative_table.shape[0], max_distance, bidirectional)
         span = buckets.shape[0] // 2
     slopes = None if alibi_slopes is None else alibi_slopes.float().expand(batch, nheads)
+    if cos is not None and sin is not None:
+        cos, sin = cos.float().contiguous(), sin.float().contiguous()
     given = dict(
         q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v, relative=relative_table, slopes=slopes, sinks=sinks,
-        buckets=buckets, cache_lengths=cache_lengths.contiguous(), block_table=block_table,
+        buckets=buckets, cache_lengths=cache_lengths.contiguous(), block_table=block_table, cos=cos, sin=sin,
     )  # fmt: skip
     if block_table is not None and block_table.stride(1) != 1:
         given["block_table"] = block_table.contiguous()
@@ -80,11 +82,12 @@ def make_plan(
         **strides,
         batch=batch, seqlen_q=seqlen_q, seqlen_new=seqlen_new, longest=longest, num_blocks=k_cache.shape[0],
         nheads=nheads, group=group, left=left or 0, right=right or 0, span=span,
-        scale=float(scale), softcap=float(softcap or 1.0),
+        places=0 if cos is None else cos.shape[0], scale=float(scale), softcap=float(softcap or 1.0),
         HEAD_DIM=head_dim, HEAD_DIM_V=head_dim_v, BLOCK_D=power_of_two(head_dim), BLOCK_DV=power_of_two(head_dim_v),
         PAGE=page, APPENDS=seqlen_new > 0, SPLIT=splits > 1,
         HAS_LEFT=left is not None, HAS_RIGHT=right is not None, HAS_RELATIVE=relative_table is not None,
         HAS_ALIBI=slopes is not None, HAS_SOFTCAP=softcap is not None, HAS_SINKS=sinks is not None and splits == 1,
+        HAS_ROTARY=cos is not None,
         PRECISION="tf32" if q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee",
         BLOCK_M=block_m, BLOCK_N=row.BLOCK_N,
     )  # fmt: skip

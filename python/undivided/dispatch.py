@@ -74,6 +74,7 @@ class DecodeCall(NamedTuple):
     bias: str | None = None  # None, "relative" or "alibi"
     softcap: bool = False
     sinks: bool = False
+    rotary: bool = False
     return_lse: bool = False
 
 

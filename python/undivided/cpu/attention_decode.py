@@ -13,6 +13,7 @@ from ..reference.attention_decode import append, gathered
 from . import DTYPES
 from .attention import attention_forward
 from .attention_call import buckets_by_distance
+from .rotary import turn_behind
 
 ABSENT = (0, 0, 0, 0, 0)
 NO_BIAS: tuple[tuple[int, ...], tuple[Tensor, ...]] = ((0,) * 8, ())
@@ -31,6 +32,8 @@ def attention_decode(
     window: tuple[int | None, int | None] = (None, None),
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
     **bias: Any,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse): `undivided.attention_decode` on plain tensors, whose values are checked.
@@ -38,11 +41,16 @@ def attention_decode(
     Args:
         q, k_cache, v_cache, cache_lengths, k, v, block_table: those of the op; last stride 1; float32, bfloat16 or
             float16; int32.
+        cos, sin: the tables of rotary, or None.
         bias: relative_table, max_distance, bidirectional, alibi_slopes.
 
     Returns:
         out (batch, seqlen_q, nheads, head_dim_v), lse float32 (batch, nheads, seqlen_q), contiguous.
     """
+    seqlen_new = 0 if k is None else k.shape[1]
+    if cos is not None and sin is not None:
+        q = turn_behind(q, cos, sin, cache_lengths, seqlen_new - q.shape[1])
+        k = None if k is None else turn_behind(k, cos, sin, cache_lengths, 0)
     if invariant():
         words = dict(scale=scale, window=window, softcap=softcap, sinks=sinks, **bias)
         return _in_tiles(q, (k_cache, v_cache), (k, v), cache_lengths, block_table, **words)
@@ -72,7 +80,7 @@ def attention_decode(
         DTYPES[dtype],
         batch,
         seqlen_q,
-        0 if k is None else k.shape[1],
+        seqlen_new,
         longest,
         nheads,
         nheads_kv,

@@ -9,7 +9,16 @@ from .. import _C
 from . import DTYPES, address
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, inverse: bool) -> Tensor:
+def _turn(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None = None,
+    *,
+    starts: Tensor | None = None,
+    shift: int = 0,
+    inverse: bool = False,
+) -> Tensor:
     batch, seqlen, nheads, head_dim = x.shape
     y = x.new_empty(x.shape)
     if not y.numel():
@@ -24,6 +33,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, inverse
         cos.data_ptr(),
         sin.data_ptr(),
         address(positions),
+        address(starts),
+        shift,
         y.data_ptr(),
         batch,
         seqlen,
@@ -39,6 +50,12 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, inverse
     return y
 
 
+def turn_behind(x: Tensor, cos: Tensor, sin: Tensor, starts: Tensor, shift: int) -> Tensor:
+    """As `rotary_forward`, for tokens one after the other: x[b, 0] has position starts[b] + shift; starts int32
+    (batch,), contiguous."""
+    return _turn(x, cos, sin, starts=starts, shift=shift)
+
+
 def rotary_forward(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None) -> Tensor:
     """`undivided.rotary` on plain tensors (Su et al. 2021, section 3.2), computed in float32.
 
@@ -51,7 +68,7 @@ def rotary_forward(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None
     Returns:
         x's shape and dtype, contiguous.
     """
-    return _turn(x, cos, sin, positions, inverse=False)
+    return _turn(x, cos, sin, positions)
 
 
 def rotary_backward(dy: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None) -> Tensor:

@@ -68,12 +68,14 @@ class MultiHeadAttention(nn.Module):
         ones, or of the whole memory, are in the cache and are not made again. Packed, x is (1, total, d_model), `start`
         its packing and `key_lengths` the memory's.
         """
-        q = positions.turn(self._queries(x), start)
+        q = self._queries(x)
         bias = positions.bias() if memory is None else None
         dropout = self.dropout if self.training else 0.0
         words: dict[str, Any] = dict(causal=causal, bias=bias, scale=self.scale)
-        lengths: Any = key_lengths
-        few = q.shape[1] <= FEW and not dropout and not torch.is_grad_enabled()
+        few = cache is not None and q.shape[1] <= FEW and not dropout and not torch.is_grad_enabled()
+        if few and memory is None and key_lengths is None and not isinstance(start, Packing):
+            return self._output(self._step(q, x, positions, cache, words))  # type: ignore[arg-type]
+        q, lengths = positions.turn(q, start), key_lengths
         place = start if memory is None else 0
         out: Any
         if isinstance(start, Packing):
@@ -82,17 +84,19 @@ class MultiHeadAttention(nn.Module):
             out = attend_packed(q, k, v, start, keys, dropout_p=dropout, **words)
         elif cache is not None and few and memory is not None:
             k, v = self._keys_values(x, memory, positions, place, cache)
-            lengths = cache.lengths if lengths is None else lengths
-            out = ops.attention_decode(q, k, v, lengths, **words)
-        elif cache is not None and few and key_lengths is None:
-            k, v = self._keys_values(x, None, positions, start, None)
-            out = ops.attention_decode(q, *cache.room_for(k, v), k=k, v=v, **words)
-            cache.added(k.shape[1])
+            out = ops.attention_decode(q, k, v, cache.lengths if lengths is None else lengths, **words)  # type: ignore[arg-type]
         else:
             k, v = self._keys_values(x, memory, positions, place, cache)
-            out = ops.attention(q, k, v, key_lengths=lengths, dropout_p=dropout, **words)
-        assert isinstance(out, Tensor)  # a pair only where the lse is asked for
-        return self.out(out.flatten(2))  # (batch, seqlen_q, nheads, head_dim) -> (batch, seqlen_q, inner) -> d_model
+            out = ops.attention(q, k, v, key_lengths=lengths, dropout_p=dropout, **words)  # type: ignore[arg-type]
+        return self._output(out)
+
+    def _step(self, q: Tensor, x: Tensor, positions: Positions, cache: Cache, words: dict[str, Any]) -> Any:
+        """Self-attention of the newest tokens, few, to those in the cache and to themselves."""
+        k, v = self._projected(x)
+        caches, turned = cache.room_for(k, v), positions.tables(cache.longest, x.device)
+        out = ops.attention_decode(q, *caches, k=k, v=v, rotary=turned, **words)
+        cache.added(k.shape[1])
+        return out
 
     def weights(
         self,
@@ -117,10 +121,18 @@ class MultiHeadAttention(nn.Module):
         """Each (batch, seqlen_k, nheads, head_dim). `place` is where the keys stand, as `start` is of the queries."""
         if memory is not None and cache is not None and (found := cache.all()) is not None:
             return found
-        pairs = self.kv(x if memory is None else memory).unflatten(-1, (2, self.nheads, self.head_dim))
-        k, v = pairs.unbind(2)
+        k, v = self._projected(x if memory is None else memory)
         k = positions.turn(k, place)
         return (k, v) if cache is None else cache.append(k, v)
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of x, each (batch, seqlen_k, nheads, head_dim)."""
+        k, v = self.kv(x).unflatten(-1, (2, self.nheads, self.head_dim)).unbind(2)
+        return k, v
+
+    def _output(self, out: Any) -> Tensor:
+        assert isinstance(out, Tensor)  # a pair only where the lse is asked for
+        return self.out(out.flatten(2))  # (batch, seqlen_q, nheads, head_dim) -> (batch, seqlen_q, inner) -> d_model
 
 
 def packed_memory(packing: Tensor | Packing | None) -> Packing:

@@ -11,10 +11,12 @@ class Cache:
 
     `keys`, `values`: (batch, longest, nheads, head_dim); `length` tokens of them are there, which `lengths`, int32
     (batch,), says on their device. All three are None before the first token.
+
+    on_device: a step that is recorded reads them, so `start` takes the positions of new tokens from `lengths`.
     """
 
-    def __init__(self, longest: int) -> None:
-        self.longest, self.length = longest, 0
+    def __init__(self, longest: int, on_device: bool = False) -> None:
+        self.longest, self.length, self.on_device = longest, 0, on_device
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self.lengths: Tensor | None = None
@@ -29,10 +31,20 @@ class Cache:
             shape = (k.shape[0], self.longest, *k.shape[2:])
             self.keys, self.values = k.new_empty(shape), v.new_empty(shape)
             self.lengths = torch.zeros(k.shape[0], dtype=torch.int32, device=k.device)
-        end = self.length + k.shape[1]
+        self.check_room(k.shape[1])
+        return self.keys, self.values, self.lengths
+
+    def check_room(self, count: int) -> None:
+        """Raises: ValueError where there is no room for `count` more tokens."""
+        end = self.length + count
         if end > self.longest:
             raise ValueError(f"the cache holds {self.longest} tokens, {end} were given; make it longer")
-        return self.keys, self.values, self.lengths
+
+    def start(self, count: int) -> int | Tensor:
+        """Where the next tokens stand: the position of the first, or, on the device, int64 (batch, count) of each."""
+        if not self.on_device or self.lengths is None:
+            return self.length
+        return self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
 
     def added(self, count: int) -> None:
         """Counts tokens that have been written behind the last one."""
@@ -54,7 +66,13 @@ class Cache:
             return None
         return self.keys[:, : self.length], self.values[:, : self.length]
 
-    def select(self, rows: Tensor) -> None:
-        """Keeps these rows of the batch, in this order: int64 (new batch,)."""
-        if self.keys is not None and self.values is not None and self.lengths is not None:
-            self.keys, self.values, self.lengths = self.keys[rows], self.values[rows], self.lengths[rows]
+    def select(self, rows: Tensor, in_place: bool = False) -> None:
+        """Keeps these rows of the batch, in this order: int64 (new batch,), in place (batch,)."""
+        if self.keys is None or self.values is None or self.lengths is None:
+            return
+        kept = self.keys[rows], self.values[rows], self.lengths[rows]
+        if not in_place:
+            self.keys, self.values, self.lengths = kept
+            return
+        for tensor, value in zip((self.keys, self.values, self.lengths), kept, strict=True):
+            tensor.copy_(value)

@@ -20,11 +20,18 @@ class Packing(NamedTuple):
     longest: int
 
 
-Start = int | Packing  # the position of a batch's first tokens, or where each token of a packed one stands
+# The position of a batch's first tokens; or where each token of a packed one stands; or, int (batch, seqlen) on their
+# device, where each token of a padded one does.
+Start = int | Packing | Tensor
 
 
 def rows_of(x: Tensor, start: Start) -> tuple[slice | Tensor, int]:
-    """(rows, how many the table needs) of a table of positions for the tokens of x (batch, seqlen, ...)."""
+    """(rows, how many the table needs) of a table of positions for the tokens of x (batch, seqlen, ...).
+
+    Positions on the device are not looked at, so 0 stands for what they need: it was reserved before.
+    """
+    if isinstance(start, Tensor):
+        return start, 0
     if isinstance(start, Packing):
         return start.positions, start.longest
     end = start + x.shape[1]

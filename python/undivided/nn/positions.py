@@ -15,6 +15,15 @@ Bias = RelativeBias | ALiBi
 class Positions(nn.Module):
     """No positions at all; the base of the other kinds. `start` says where the tokens of `x` stand."""
 
+    def reserve(self, longest: int, device: torch.device) -> None:
+        """Makes what the positions below `longest` need, on the device.
+
+        Where `start` is a tensor it must have been called: only from numbers of Python do tables grow on demand.
+
+        Raises:
+            ValueError: there are not so many positions.
+        """
+
     def add(self, x: Tensor, start: Start = 0) -> Tensor:
         """Embeddings (batch, seqlen, d_model) with what stands for the position added."""
         return x
@@ -22,6 +31,10 @@ class Positions(nn.Module):
     def turn(self, x: Tensor, start: Start = 0) -> Tensor:
         """Queries or keys (batch, seqlen, nheads, head_dim) turned by their position."""
         return x
+
+    def tables(self, longest: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """(cos, sin) of at least `longest` positions, for an op that turns queries and keys itself."""
+        return None
 
     def bias(self) -> Bias | None:
         """What self-attention adds to its scores."""
@@ -40,9 +53,12 @@ class Sinusoidal(Positions):
 
     def add(self, x: Tensor, start: Start = 0) -> Tensor:
         rows, end = rows_of(x, start)
-        if self.table.shape[0] < end:
-            self.table = self.rows(max(end, 256)).to(x.device)
+        self.reserve(end, x.device)
         return x + self.table[rows].to(x.dtype)
+
+    def reserve(self, longest: int, device: torch.device) -> None:
+        if self.table.shape[0] < longest:
+            self.table = self.rows(max(longest, 256)).to(device)
 
     def rows(self, longest: int) -> Tensor:
         """float32 (longest, d_model)."""
@@ -66,10 +82,14 @@ class Table(Positions):
         self.first = first
 
     def add(self, x: Tensor, start: Start = 0) -> Tensor:
-        (rows, end), longest = rows_of(x, start), self.table.shape[0] - self.first
-        if end > longest:
-            raise ValueError(f"the sequence has {end} positions, {self.kind} positions end at {longest}")
+        rows, end = rows_of(x, start)
+        self.reserve(end, x.device)
         return x + self.table[self.first :][rows].to(x.dtype)
+
+    def reserve(self, longest: int, device: torch.device) -> None:
+        there = self.table.shape[0] - self.first
+        if longest > there:
+            raise ValueError(f"the sequence has {longest} positions, {self.kind} positions end at {there}")
 
 
 class Learned(Table):
@@ -108,10 +128,19 @@ class Rotary(Positions):
 
     def turn(self, x: Tensor, start: Start = 0) -> Tensor:
         rows, end = rows_of(x, start)
-        if self.cos.shape[0] < end:
-            cos, sin = rotary_tables(max(end, 256), self.head_dim)
-            self.cos, self.sin = cos.to(x.device), sin.to(x.device)
+        self.reserve(end, x.device)
+        if isinstance(start, Tensor):
+            return ops.rotary(x, self.cos, self.sin, start)
         return ops.rotary(x, self.cos[rows], self.sin[rows])
+
+    def tables(self, longest: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        self.reserve(longest, device)
+        return self.cos, self.sin
+
+    def reserve(self, longest: int, device: torch.device) -> None:
+        if self.cos.shape[0] < longest:
+            cos, sin = rotary_tables(max(longest, 256), self.head_dim)
+            self.cos, self.sin = cos.to(device), sin.to(device)
 
 
 class Relative(Positions):

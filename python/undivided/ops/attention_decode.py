@@ -29,6 +29,7 @@ def attention_decode(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    rotary: tuple[Tensor, Tensor] | None = None,
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -61,6 +62,8 @@ def attention_decode(
             is right = 0.
         bias: `RelativeBias` (T5), `ALiBi` or None, by the distance of the positions.
         scale, softcap, sinks: as in `attention`.
+        rotary: (cos, sin) of `undivided.rotary`, each (max_seqlen, head_dim / 2): q and k turn by their positions
+            first, so that the keys in the caches are turned ones. On a GPU a position that they do not have gives NaN.
         return_lse: also return the log of the softmax's denominator.
         backend: "auto", or one of triton, cpu, reference.
 
@@ -97,6 +100,7 @@ def attention_decode(
         table,
         slopes,
         check_sinks(sinks, nheads, q),
+        *checks.check_rotary(rotary, q),
     )
     numbers = Numbers(check_numbers(scale, softcap, 0.0, head_dim), left, right, distance, bidirectional, softcap)
     checks.refuse_gradients(tensors)
@@ -116,6 +120,7 @@ def attention_decode(
         None if bias is None else "alibi" if table is None else "relative",
         softcap is not None,
         sinks is not None,
+        rotary is not None,
         return_lse,
     )
     out, lse = apply(choose(ATTENTION_DECODE, call, backend), tensors, numbers)

@@ -33,6 +33,8 @@ def run(module: str, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor
         words.update(relative_table=t.relative_table, max_distance=n.max_distance, bidirectional=n.bidirectional)
     if t.alibi_slopes is not None:
         words["alibi_slopes"] = t.alibi_slopes
+    if t.cos is not None:
+        words.update(cos=t.cos, sin=t.sin)
     return load(module).attention_decode(
         t.q,
         t.k_cache,
@@ -70,6 +72,7 @@ def run_reference(tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor]:
         scale=n.scale,
         softcap=n.softcap,
         sinks=t.sinks,
+        rotary=None if t.cos is None or t.sin is None else (t.cos, t.sin),
         return_lse=True,
     )
 
@@ -88,8 +91,9 @@ def _fake(module: str, *values: Any) -> tuple[Tensor, Tensor]:
 def _schema(k_cache: str, v_cache: str) -> str:
     return (
         f"(str module, Tensor q, {k_cache} k_cache, {v_cache} v_cache, Tensor cache_lengths, Tensor? k, Tensor? v, "
-        "Tensor? block_table, Tensor? relative_table, Tensor? alibi_slopes, Tensor? sinks, float scale, SymInt? left, "
-        "SymInt? right, int max_distance, bool bidirectional, float? softcap) -> (Tensor, Tensor)"
+        "Tensor? block_table, Tensor? relative_table, Tensor? alibi_slopes, Tensor? sinks, Tensor? cos, Tensor? sin, "
+        "float scale, SymInt? left, SymInt? right, int max_distance, bool bidirectional, float? softcap) "
+        "-> (Tensor, Tensor)"
     )
 
 

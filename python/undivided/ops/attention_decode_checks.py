@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .attention_decode_plain import Tensors
 from .checks import has_shape, is_float, is_integer, is_tensor, same_device, same_dtype
+from .rotary_checks import check_tables
 
 QUERIES = "(batch, seqlen_q, nheads, head_dim)"
 CACHE = "(batch, longest, nheads_kv, head_dim)"
@@ -88,6 +89,17 @@ def check_lengths(cache_lengths: Tensor, q: Tensor) -> None:
     same_device("q", q, "cache_lengths", cache_lengths)
 
 
+def check_rotary(rotary: tuple[Tensor, Tensor] | None, q: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    if rotary is None:
+        return None, None
+    if not isinstance(rotary, tuple) or len(rotary) != 2:
+        raise TypeError(f"rotary is a {type(rotary).__name__}; allowed: the pair (cos, sin), or None")
+    if q.shape[-1] % 2:
+        raise ValueError(f"head_dim {q.shape[-1]} must be even for rotary")
+    check_tables(q, *rotary)
+    return rotary
+
+
 def check_values(tensors: Tensors) -> None:
     """What a row holds and where its blocks are; of tensors on a CPU, where looking costs nothing."""
     cache_lengths, block_table = tensors.cache_lengths, tensors.block_table
@@ -101,6 +113,10 @@ def check_values(tensors: Tensors) -> None:
         b, length = next((b, n) for b, n in enumerate(lengths) if not 0 <= n <= longest - new)
         raise ValueError(
             f"cache_lengths[{b}] = {length}; allowed: 0 to {longest - new}: a row holds {longest} tokens, {new} are new"
+        )
+    if tensors.cos is not None and max(lengths) + new > tensors.cos.shape[0]:
+        raise ValueError(
+            f"cos has {tensors.cos.shape[0]} positions, a row has {max(lengths) + new} tokens; make the table longer"
         )
     if block_table is None:
         return

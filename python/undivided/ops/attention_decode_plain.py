@@ -18,6 +18,8 @@ class Tensors(NamedTuple):
     relative_table: Tensor | None  # (num_buckets, nheads)
     alibi_slopes: Tensor | None  # (nheads,) or (batch, nheads), float32
     sinks: Tensor | None  # (nheads,)
+    cos: Tensor | None  # (places, head_dim / 2): q and k turn by their positions
+    sin: Tensor | None
 
 
 class Numbers(NamedTuple):

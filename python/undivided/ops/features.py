@@ -56,6 +56,7 @@ DECODE_FEATURES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ALiBi", {"bias": "alibi"}),
     ("softcap", {"softcap": True}),
     ("attention sinks", {"sinks": True}),
+    ("rotary positions", {"rotary": True}),
     ("lse", {"return_lse": True}),
 )
 NORM_FEATURES: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -8,7 +8,8 @@ from torch import Tensor
 from .. import reference
 from ..dispatch import RotaryCall, choose
 from . import rotary_autograd
-from .checks import has_shape, is_float, is_integer, readable, same_device
+from .checks import is_float
+from .rotary_checks import check_positions, check_tables
 from .rotary_table import ROTARY
 
 
@@ -33,14 +34,9 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None,
     is_float("x", x)
     if x.dim() != 4 or x.shape[-1] % 2 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, seqlen, nheads, head_dim) with head_dim even")
-    for name, value in (("cos", cos), ("sin", sin)):
-        is_float(name, value)
-        same_device("x", x, name, value)
-        longest = value.shape[0] if value.dim() == 2 else 0
-        has_shape(name, value, (longest, x.shape[-1] // 2), "(max_seqlen, head_dim / 2)")
-    has_shape("sin", sin, tuple(cos.shape), "the shape of cos")
+    check_tables(x, cos, sin)
     if positions is not None:
-        _check_positions(positions, x, cos.shape[0])
+        check_positions(positions, x, cos.shape[0])
     elif cos.shape[0] < x.shape[1]:
         raise ValueError(f"cos has {cos.shape[0]} positions, x has seqlen {x.shape[1]}; make the table longer")
     row = choose(ROTARY, _describe(x, cos, sin, positions), backend)
@@ -63,16 +59,3 @@ def _describe(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None) -> 
         needs_grad=enabled and x.requires_grad,
         tables_need_grad=enabled and (cos.requires_grad or sin.requires_grad),
     )
-
-
-def _check_positions(positions: Tensor, x: Tensor, longest: int) -> None:
-    is_integer("positions", positions)
-    same_device("x", x, "positions", positions)
-    batch, seqlen = x.shape[:2]
-    if tuple(positions.shape) not in ((seqlen,), (batch, seqlen)):
-        shape = tuple(positions.shape)
-        raise ValueError(f"positions has shape {shape}, expected (seqlen,) = ({seqlen},) or ({batch}, {seqlen})")
-    if readable(positions):
-        low, high = int(positions.min()), int(positions.max())
-        if low < 0 or high >= longest:
-            raise ValueError(f"positions holds values from {low} to {high}; allowed: 0 to {longest - 1}")

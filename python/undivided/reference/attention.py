@@ -58,13 +58,20 @@ def masked_softmax(scores: Tensor, seen: Tensor, sinks: Tensor | None) -> tuple[
     return torch.where(finite & ~empty[..., None], weights / total[..., None], 0.0), lse
 
 
+def may_look(value: Tensor) -> bool:
+    """Whether its values are there to be looked at: a subclass may have none, as FakeTensorMode's, and while a graph is
+    traced, or recorded on a GPU, they are not there yet."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    recording = value.is_cuda and torch.cuda.is_current_stream_capturing()
+    return type(value) is Tensor and value.device.type != "meta" and not recording
+
+
 def weigh(probabilities: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     """probabilities @ v, in which a NaN or Inf in v reaches only the rows that see it."""
     finite = torch.isfinite(v)
     out = probabilities @ torch.where(finite, v, 0.0)
-    tracing = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    readable = type(v) is Tensor and v.device.type != "meta"  # a subclass may have no values, as FakeTensorMode's
-    if readable and not tracing and bool(finite.all()):
+    if may_look(v) and bool(finite.all()):
         return out
     seen = seen.expand(probabilities.shape).to(v.dtype)
     for found, value in ((torch.isposinf(v), math.inf), (torch.isneginf(v), -math.inf), (torch.isnan(v), math.nan)):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .attention import attention
 from .bias import ALiBi, RelativeBias
+from .rotary import rotary as turn
 
 
 def append(cache: Tensor, new: Tensor, lengths: Tensor, block_table: Tensor | None) -> None:
@@ -34,6 +35,15 @@ def gathered(cache: Tensor, block_table: Tensor | None) -> Tensor:
     return cache[block_table.long().clamp(0, cache.shape[0] - 1)].flatten(1, 2)
 
 
+def places(x: Tensor, total: Tensor) -> Tensor:
+    """int64 (batch, n): the positions of x (batch, n, ...), the last tokens of rows of `total`.
+
+    A query before the first token has position 0: it sees no key, whatever it is.
+    """
+    n = x.shape[1]
+    return (total.long()[:, None] - n + torch.arange(n, device=x.device)).clamp(min=0)
+
+
 def attention_decode(
     q: Tensor,
     k_cache: Tensor,
@@ -49,14 +59,17 @@ def attention_decode(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    rotary: tuple[Tensor, Tensor] | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The definition of `undivided.attention_decode`: same words, any float dtype, any device."""
-    total = cache_lengths
+    total = cache_lengths if k is None else cache_lengths + k.shape[1]
+    if rotary is not None:
+        q = turn(q, *rotary, places(q, total))
+        k = None if k is None else turn(k, *rotary, places(k, total))
     if k is not None and v is not None:
         append(k_cache, k, cache_lengths, block_table)
         append(v_cache, v, cache_lengths, block_table)
-        total = cache_lengths + k.shape[1]
     return attention(
         q,
         gathered(k_cache, block_table),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import ALiBi, RelativeBias
+from ..reference import ALiBi, RelativeBias, rotary_tables
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class DecodeCase:
     bias: str | None = None  # "relative", "relative_both" (bidirectional), "alibi" or "alibi_by_row"
     softcap: float | None = None
     sinks: bool = False
+    rotary: bool = False
     layout: str = "contiguous"  # "heads_first" (by strides), "expanded" (stride 0 over the batch)
 
 
@@ -74,8 +75,13 @@ def _cases() -> list[DecodeCase]:
         case("alibi by row", "slopes of their own for each row", bias="alibi_by_row", seqlen_q=2, seqlen_new=2),
         case("softcap", "bounded scores", softcap=3.0),
         case("sinks", "an extra logit, one row empty", (20, 0), seqlen_new=0, sinks=True),
+        case("rotary", "queries and new keys turn by their positions", rotary=True, nheads=4, head_dim=64),
+        case("rotary long", "several parts of keys for a group", (700, 513), 720, rotary=True, nheads=8, head_dim=128),
+        case("rotary several", "more new tokens than queries", seqlen_q=3, seqlen_new=20, rotary=True, head_dim=40),
+        case("rotary early", "the first queries have no position", (0, 30), seqlen_q=4, seqlen_new=2, rotary=True),
+        case("rotary read", "nothing is appended: the cached keys are turned already", seqlen_new=0, rotary=True),
         case("everything", "features that meet", (150, 90), 176, 3, 3, nheads=4, window=(100, None), sinks=True,
-             bias="relative", softcap=5.0, block_size=8),
+             bias="relative", softcap=5.0, rotary=True, block_size=8),
         case("no batch", "nothing to do", lengths=()),
     ]  # fmt: skip
 
@@ -116,6 +122,8 @@ def make_decode_inputs(
         words["bias"] = ALiBi(torch.rand(shape, generator=generator).to(device) * 0.5)
     if case.sinks:
         words["sinks"] = draw(case.nheads)
+    if case.rotary:
+        words["rotary"] = rotary_tables(case.longest, case.head_dim, device=device)
     q = draw(batch, case.seqlen_q, case.nheads, case.head_dim)
     return dict(q=q, k_cache=caches[0], v_cache=caches[1], cache_lengths=lengths), words
 

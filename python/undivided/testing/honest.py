@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference.attention import additive_bias
-from ..reference.attention_decode import append, gathered
+from ..reference.attention_decode import append, gathered, places
 from ..reference.dropout import dropout_mask
 from ..reference.mask import positions, visible
 
@@ -73,11 +73,15 @@ def attention_decode(
     **words: Any,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse): new keys and values into the caches, the caches gathered, then `attention`."""
-    total = cache_lengths
+    total = cache_lengths if k is None else cache_lengths + k.shape[1]
+    tables = words.pop("rotary", None)
+    if tables is not None:
+        cos, sin = tables
+        q = rotary(q, cos, sin, places(q, total))
+        k = None if k is None else rotary(k, cos, sin, places(k, total))
     if k is not None and v is not None:
         append(k_cache, k, cache_lengths, block_table)
         append(v_cache, v, cache_lengths, block_table)
-        total = cache_lengths + k.shape[1]
     keys, values = gathered(k_cache, block_table), gathered(v_cache, block_table)
     return attention(q, keys, values, key_lengths=total, query_offset=total - q.shape[1], **words)
 

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from ..nn import Cache
+from .captured import Captured
 
 
 class Decoding:
     """`step(ids)` takes the newest symbols (batch, n) and gives logits (batch, vocabulary) of the next one.
 
-    `batch` rows at first; `select` repeats, drops or reorders them, as a beam search does.
+    `batch` rows at first; `select` repeats, drops or reorders them, as a beam search does. With `captured`, the steps
+    are replayed by it.
     """
 
     def __init__(
@@ -23,18 +25,30 @@ class Decoding:
         tensors: dict[str, Tensor],
         batch: int,
         device: torch.device,
+        captured: Captured | None = None,
     ) -> None:
         self._forward, self.caches, self.tensors = forward, caches, tensors
-        self.batch, self.device = batch, device
+        self.batch, self.device, self._captured = batch, device, captured
 
     @torch.no_grad()
     def step(self, ids: Tensor) -> Tensor:
+        return self._run(ids) if self._captured is None else self._captured.step(self._run, ids, self.caches)
+
+    def _run(self, ids: Tensor) -> Tensor:
         logits = self._forward(ids, self)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def select(self, rows: Tensor) -> None:
         """rows: int64 (new batch,), numbers of present rows."""
+        # What a captured step reads stays where it is.
+        in_place = self._captured is not None and rows.shape[0] == self.batch
         for cache in self.caches:
-            cache.select(rows)
-        self.tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}
-        self.batch = rows.shape[0]
+            cache.select(rows, in_place)
+        kept = {name: tensor[rows] for name, tensor in self.tensors.items()}
+        if in_place:
+            for name, tensor in kept.items():
+                self.tensors[name].copy_(tensor)
+            return
+        self.tensors, self.batch = kept, rows.shape[0]
+        if self._captured is not None:
+            self._captured.forget()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..nn import Cache, Packing, unpack
 from .blocks import EncoderBlock, Stack
+from .captured import Captured
 from .config import Config
 from .decoding import Decoding
 from .generation import generate
@@ -80,15 +81,20 @@ class CausalLM(Stack):
 
     def forward(self, tgt: Tensor, caches: list[Cache] | None = None) -> Tensor:
         self.embedding.check("tgt", tgt)
-        start = caches[0].length if caches else 0
+        start = caches[0].start(tgt.shape[1]) if caches else 0
         x = self.embed(tgt, start)
         for index, block in enumerate(self.blocks):
             x = block(x, positions=self.positions, start=start, cache=caches[index] if caches else None)
         return self.head(self.norm(x), self.embedding.weight)
 
-    def generate(self, prompt: Tensor, max_length: int = 64, **search: Any) -> Tensor:
-        """Ids (batch, n), n <= max_length, that follow `prompt` int64 (batch, m)."""
-        caches = [Cache(prompt.shape[1] + max_length) for _ in self.blocks]
+    def generate(self, prompt: Tensor, max_length: int = 64, *, cuda_graph: bool = False, **search: Any) -> Tensor:
+        """Ids (batch, n), n <= max_length, that follow `prompt` int64 (batch, m).
+
+        cuda_graph: as for `Transformer.start`.
+        """
+        longest = prompt.shape[1] + max_length - 1  # the last symbol is not read
+        captured = Captured(self, longest, prompt.device) if cuda_graph else None
+        caches = [Cache(longest, on_device=cuda_graph) for _ in self.blocks]
         step = lambda ids, _: self(ids, caches)[:, -1]  # noqa: E731
-        decoding = Decoding(step, caches, {}, prompt.shape[0], prompt.device)
+        decoding = Decoding(step, caches, {}, prompt.shape[0], prompt.device, captured)
         return generate(decoding, max_length, prompt=prompt, symbols=self.config.symbols, **search)

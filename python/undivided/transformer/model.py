@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..nn import Cache, Packing
 from .blocks import DecoderBlock, EncoderBlock, Stack
+from .captured import Captured
 from .checks import check_lengths
 from .config import Config
 from .decoding import Decoding
@@ -49,7 +50,7 @@ class Decoder(Stack):
         packing: Packing | None = None,
     ) -> Tensor:
         self.embedding.check("tgt", tgt)
-        start = packing or (caches[0][0].length if caches else 0)
+        start = packing or (caches[0][0].start(tgt.shape[1]) if caches else 0)
         x = self.embed(tgt, start)
         for index, block in enumerate(self.blocks):
             pair = caches[index] if caches else (None, None)
@@ -104,16 +105,29 @@ class Transformer(nn.Module):
         return self.decoder(tgt, self.encoder(src, src_lengths), src_lengths, packing=packing)
 
     @torch.no_grad()
-    def start(self, src: Tensor, src_lengths: Tensor | None = None, longest: int = 64) -> Decoding:
-        """The state of decoding at most `longest` symbols for each source."""
+    def start(
+        self, src: Tensor, src_lengths: Tensor | None = None, longest: int = 64, *, cuda_graph: bool = False
+    ) -> Decoding:
+        """The state of decoding at most `longest` symbols for each source.
+
+        cuda_graph: a step is recorded once and then replayed in one launch. It is off by default: it has not run on a
+        GPU yet.
+
+        Raises:
+            ValueError: cuda_graph is asked for on another device than a GPU, of a model in training mode, or for more
+                positions than there are.
+        """
+        captured = Captured(self.decoder, longest, src.device) if cuda_graph else None
         memory = self.encoder(src, src_lengths)
-        caches = [(Cache(longest), Cache(memory.shape[1])) for _ in self.decoder.blocks]
+        caches = [(Cache(longest, on_device=cuda_graph), Cache(memory.shape[1])) for _ in self.decoder.blocks]
 
         def step(ids: Tensor, kept: Decoding) -> Tensor:
             return self.decoder(ids, kept.tensors["memory"], kept.tensors.get("src_lengths"), caches)[:, -1]
 
-        tensors = {"memory": memory} | ({} if src_lengths is None else {"src_lengths": src_lengths})
-        return Decoding(step, [cache for pair in caches for cache in pair], tensors, src.shape[0], src.device)
+        # A selection may change the lengths in place, and they are the caller's.
+        tensors = {"memory": memory} | ({} if src_lengths is None else {"src_lengths": src_lengths.clone()})
+        every = [cache for pair in caches for cache in pair]
+        return Decoding(step, every, tensors, src.shape[0], src.device, captured)
 
     def generate(
         self,
@@ -122,10 +136,13 @@ class Transformer(nn.Module):
         max_length: int = 64,
         *,
         prompt: Tensor | None = None,
+        cuda_graph: bool = False,
         **search: Any,
     ) -> Tensor:
-        """Ids (batch, n), n <= max_length, without begin; see `undivided.transformer.generation.generate`."""
-        decoding = self.start(src, src_lengths, max_length + (0 if prompt is None else prompt.shape[1]))
+        """Ids (batch, n), n <= max_length, without begin; see `undivided.transformer.generation.generate`, and `start`
+        for cuda_graph."""
+        longest = max_length + (1 if prompt is None else prompt.shape[1]) - 1  # the last symbol is not read
+        decoding = self.start(src, src_lengths, longest, cuda_graph=cuda_graph)
         return generate(decoding, max_length, prompt=prompt, symbols=self.config.symbols, **search)
 
     @torch.no_grad()
