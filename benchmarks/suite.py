@@ -20,6 +20,7 @@ from .layers import LAYERS
 from .machine import busy
 from .memory import keep_freed_memory
 from .op import Op
+from .rotary import ROTARY
 from .rows import Row
 from .runner import Settings, absent_rows, measure
 from .scaling import SCALING
@@ -31,6 +32,7 @@ ALL = (
     LAYER_NORM,
     RMS_NORM,
     FEED_FORWARD,
+    ROTARY,
     LAYERS,
     TRAINING_STEP,
     GENERATION,

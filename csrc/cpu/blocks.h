@@ -135,12 +135,20 @@ inline int64_t rounded_up(int64_t value, int64_t unit) { return (value + unit - 
 template <class T>
 UNDIVIDED_INLINE void to_block_order(float* values) {
   if constexpr (kEvenOdd<T>) {
+#if defined(__AVX512F__)
+    const __m512 low = _mm512_loadu_ps(values), high = _mm512_loadu_ps(values + kLanes);
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    _mm512_storeu_ps(values, _mm512_permutex2var_ps(low, even, high));
+    _mm512_storeu_ps(values + kLanes, _mm512_permutex2var_ps(low, odd, high));
+#else
     float sorted[kBlock];
     for (int lane = 0; lane < kLanes; ++lane) {
       sorted[lane] = values[2 * lane];
       sorted[kLanes + lane] = values[2 * lane + 1];
     }
     std::memcpy(values, sorted, sizeof sorted);
+#endif
   }
 }
 
