@@ -191,12 +191,16 @@ def flash_attn_with_kvcache(
         block_table = _rows_as_blocks(cache_batch_idx, q, k_cache)
     lengths = _lengths(cache_seqlens, q, k_cache, block_table)
     window = _window(window_size)
+    tables = None
     if rotary_cos is not None or rotary_sin is not None:
         if rotary_cos is None or rotary_sin is None or k is None:
             raise ValueError("rotary_cos, rotary_sin and k must be given together")
         moving = causal or window != (None, None)
-        q = _turn(q, rotary_cos, rotary_sin, lengths, moving, rotary_interleaved)
-        k = _turn(k, rotary_cos, rotary_sin, lengths, True, rotary_interleaved)
+        if _turns_on_the_way(q, k, rotary_cos, moving, rotary_interleaved):
+            tables = rotary_cos, rotary_sin
+        else:
+            q = _turn(q, rotary_cos, rotary_sin, lengths, moving, rotary_interleaved)
+            k = _turn(k, rotary_cos, rotary_sin, lengths, True, rotary_interleaved)
     return attention_decode(
         q,
         k_cache,
@@ -210,6 +214,7 @@ def flash_attn_with_kvcache(
         bias=_alibi(alibi_slopes),
         scale=softmax_scale,
         softcap=_softcap(softcap),
+        rotary=tables,
         return_lse=return_softmax_lse,
     )
 
@@ -261,6 +266,12 @@ def _lengths(cache_seqlens: int | Tensor | None, q: Tensor, k_cache: Tensor, blo
         cache_seqlens = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     is_whole("cache_seqlens", cache_seqlens, "an int, an int32 tensor (batch,) or None")
     return torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
+
+
+def _turns_on_the_way(q: Tensor, k: Tensor, cos: Tensor, moving: bool, interleaved: bool) -> bool:
+    """Whether this is what attention_decode turns itself: whole heads by halves, each query at its token's place."""
+    whole = isinstance(cos, Tensor) and cos.dim() == 2 and 2 * cos.shape[1] == q.shape[-1]
+    return whole and not interleaved and q.shape[1] == k.shape[1] and (moving or q.shape[1] == 1)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor, moving: bool, interleaved: bool) -> Tensor:
