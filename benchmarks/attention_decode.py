@@ -47,7 +47,7 @@ def cases(quick: bool, device: str) -> list[Case]:
     for dtype in ("float32", "bfloat16"):
         for nheads, nheads_kv, head_dim in ((8, 8, 64), (32, 4, 128)):
             for batch in (1,) if quick else batches:
-                for cache in (2048,) if quick else caches:
+                for cache in (512,) if quick else caches:
                     rows.append(Case(batch, cache, nheads, nheads_kv, head_dim, dtype))
     return rows
 

@@ -47,7 +47,7 @@ def cases(quick: bool, device: str) -> list[Case]:
 
     The last one is one row of 8 numbers.
     """
-    shapes: tuple[tuple[int, int], ...] = ((512, 512),) if quick else ((2048, 512), (1024, 1024))
+    shapes: tuple[tuple[int, int], ...] = ((256, 512),) if quick else ((2048, 512), (1024, 1024))
     if device == "cuda":
         shapes = ((4096, 1024),) if quick else ((16384, 512), (16384, 1024), (8192, 4096))
     rows = []
