@@ -77,12 +77,16 @@ def attention(
     bias: Any = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    rotary: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """(batch, seqlen, nheads, head_dim). One query sees all of its cache; a longer causal call must be square."""
     if bias is not None:
         raise NotImplementedError("the plain torch model has no relative bias; choose other positions")
     causal = causal and q.shape[1] > 1
     assert not causal or q.shape[1] == k.shape[1]
+    if rotary is not None:  # of self-attention
+        now = [table[: q.shape[1]] for table in rotary]
+        q, k = turned(q, *now), turned(k, *now)
     mask = None
     if key_lengths is not None:
         mask = (torch.arange(k.shape[1], device=k.device) < key_lengths[:, None])[:, None, None, :]

@@ -288,6 +288,26 @@ def test_rotary(change, error, text):
     check(undivided.rotary, ROTARY, change, error, text)
 
 
+TABLE = zeros(5, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (dict(rotary=TABLE), TypeError, r"rotary is a Tensor; allowed: the pair \(cos, sin\), or None"),
+        (dict(rotary=(TABLE,)), TypeError, "rotary is a tuple; allowed: the pair"),
+        (dict(rotary=(TABLE, 3)), TypeError, "sin must be a tensor, got int"),
+        (dict(rotary=(zeros(5, 3), TABLE)), ValueError, r"cos has shape \(5, 3\), .* = \(5, 4\)"),
+        (dict(rotary=(zeros(4, 4), zeros(4, 4))), ValueError, "cos has 4 positions, queries and keys have 5; make the"),
+        (dict(query_offset=3), ValueError, "cos has 5 positions, queries and keys have 6; make the table longer"),
+        (dict(query_offset=ints(0, 3)), ValueError, "positions holds values from 0 to 5; allowed: 0 to 4"),
+        (dict(q=zeros(2, 6, 4, 8)), ValueError, "rotary: query 0 stands at position -1; allowed from 0 on"),
+    ],
+)  # fmt: skip
+def test_rotary_of_attention(change, error, text):
+    check(undivided.attention, dict(QKV, rotary=(TABLE, TABLE)), change, error, text)
+
+
 OUT, LSE = zeros(2, 3, 4, 8), zeros(2, 4, 3)
 
 

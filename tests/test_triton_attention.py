@@ -101,3 +101,29 @@ def test_it_stays_out_of_auto_until_it_has_run_on_a_gpu():
     call = AttentionCall("cuda", "bfloat16", 2, 8, 8, 4, 4, 64, 64)
     text = undivided.explain(call)
     assert "has not run on a GPU yet" in text and not text.endswith("auto takes: triton")
+
+
+@pytest.mark.parametrize("offset", [None, 5, (0, 40)], ids=str)
+def test_turning_on_the_way_is_turning_before(offset, monkeypatch):
+    """The same bits; and one program alone must load each key, or it would be turned several times."""
+    from undivided.ops import attention_rotary
+
+    def refuse(*_, **__):
+        raise AssertionError("q and k were turned before")
+
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, n, 2, 40, generator=generator).to(DEVICE) for n in (20, 70, 70))
+    cos, sin = (table.to(DEVICE) for table in undivided.reference.rotary_tables(80, 40))
+    words = dict(causal=True, return_lse=True, backend="triton")
+    first = torch.tensor([50 if offset is None else offset] * 2 if not isinstance(offset, tuple) else offset)
+    if offset is not None:
+        words["query_offset"] = offset if isinstance(offset, int) else first.int().to(DEVICE)
+    places = first[:, None].to(DEVICE) + torch.arange(20, device=DEVICE)
+    turned = undivided.rotary(q, cos, sin, places, backend="triton"), undivided.rotary(k, cos, sin, backend="triton")
+    expected = undivided.attention(*turned, v, **words)
+    monkeypatch.setattr(attention_rotary, "turn", refuse)
+    got = undivided.attention(q, k, v, rotary=(cos, sin), **words)
+    assert all(torch.equal(*pair) for pair in zip(got, expected, strict=True))
+    for grouped in (k[:, :, :1], v[:, :, :1]), (k.requires_grad_(), v):
+        with pytest.raises(AssertionError, match="turned before"):
+            undivided.attention(q, *grouped, rotary=(cos, sin), **words)

@@ -26,9 +26,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     "softcap": {"HAS_SOFTCAP": True},
     "sinks": {"HAS_SINKS": True},
     "dropout": {"HAS_DROPOUT": True},
+    "rotary positions": {"HAS_ROTARY": True},
 }
 OWN = {
-    "forward": {"HAS_SINKS": False, "ORDERED": False, "SPLIT": False},
+    "forward": {"HAS_SINKS": False, "HAS_ROTARY": False, "ORDERED": False, "SPLIT": False},
     "dq": {"NEEDS_TABLE": False, "ORDERED": False, "BLOCK_B": 1},
     "dkdv": {"ORDERED": False},
     "dbias": {"SUM_B": True, "SUM_H": False, "SUM_M": False, "SUM_N": False},
@@ -50,7 +51,7 @@ def compile_attention(
     given |= features
     constants = {key: value for key, value in given.items() if key.isupper() and key in kernel.arg_names}
     floats = ("scale", "softcap", "keep_scale")
-    statistics = ("lse", "delta", "dtable", "dbias", "values", "slopes")
+    statistics = ("lse", "delta", "dtable", "dbias", "values", "slopes", "cos", "sin")
     integers = ("buckets", "shifts", "key_lengths", "query_lengths", "cu_q", "cu_k", "order")
     types = {}
     for argument in kernel.arg_names:

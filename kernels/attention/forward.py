@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..common.dropout import kept
 from ..common.host import on_its_device, widened
+from ..rotary.load import load_turned
 from .blocks import key_range, place, sequence, shift_of
 from .plan import forward_table, launch_of, make_plan
 from .relative import add_relative, near_range
@@ -38,6 +39,7 @@ def forward_kernel(
     mask, mask_b, mask_h, mask_m, mask_n,  # the same, bytes
     values, span,  # (nheads, 2 * span + 1): relative bias by distance, times log2(e)
     slopes, slopes_b, slopes_h,  # (batch, nheads) by strides
+    cos, sin, places,  # float32 (places, head_dim / 2), contiguous: q and k turn by their positions
     shifts, shift, key_lengths, query_lengths, cu_q, cu_k,  # (batch,), a number, (batch,) twice, (batch + 1,) twice
     seqlen_q, seqlen_k, nheads, group, left, right, scale, softcap, state, threshold, keep_scale,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -45,7 +47,7 @@ def forward_kernel(
     HAS_KEY_LENGTHS: tl.constexpr, HAS_QUERY_LENGTHS: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RELATIVE: tl.constexpr, HAS_ALIBI: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_SINKS: tl.constexpr, ORDERED: tl.constexpr, SPLIT: tl.constexpr,
+    HAS_SINKS: tl.constexpr, HAS_ROTARY: tl.constexpr, ORDERED: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     m, b, h = place(order, seqlen_q, nheads, BLOCK_M, ORDERED, HAS_RIGHT)
@@ -65,7 +67,12 @@ def forward_kernel(
         slope = tl.load(slopes + b64 * slopes_b + h64 * slopes_h)
 
     i = m + tl.arange(0, BLOCK_M)
-    query = load_rows(q, first_q, i, lenq, q_s, HEAD_DIM, BLOCK_D, True)  # [M, D]
+    if HAS_ROTARY:
+        query = load_turned(
+            q, (first_q + i.to(tl.int64)) * q_s, i + at, i < lenq, cos, sin, places, HEAD_DIM, BLOCK_D
+        )  # fmt: skip
+    else:
+        query = load_rows(q, first_q, i, lenq, q_s, HEAD_DIM, BLOCK_D, True)  # [M, D]
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
@@ -93,7 +100,12 @@ def forward_kernel(
                 masked: tl.constexpr = part % 4 == 0  # the first and the last
                 far: tl.constexpr = part % 2 == 1
                 j = n + tl.arange(0, BLOCK_N)
-                key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, masked)  # [N, D]
+                if HAS_ROTARY:
+                    key = load_turned(
+                        k, (first_k + j.to(tl.int64)) * k_s, j, j < lenk, cos, sin, places, HEAD_DIM, BLOCK_D
+                    )  # fmt: skip
+                else:
+                    key = load_rows(k, first_k, j, lenk, k_s, HEAD_DIM, BLOCK_D, masked)  # [N, D]
                 s, _ = scores(
                     query, key, i, j, at, lenq, lenk, scale, softcap, bias, bias_m, bias_n, slope,
                     HAS_SOFTCAP, HAS_BIAS, HAS_ALIBI, PRECISION,
@@ -133,18 +145,24 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, **words: Any) -> tuple[Te
         q, k, v: (batch, seqlen, nheads, head_dim), or (total, nheads, head_dim) with cu_seqlens; last stride 1.
         words: scale, causal, window, query_offset, key_lengths, query_lengths, mask and bias expanded to 4
             dimensions, relative_table, max_distance, bidirectional, alibi_slopes, softcap, sinks, dropout_p, seed,
-            cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k.
+            cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k; cos and sin (places, head_dim / 2), by which q and
+            k turn as they are loaded.
 
     Returns:
         out: like q with head_dim_v, contiguous. lse: float32 (batch, nheads, seqlen_q), packed (nheads, total).
     """
     dtype = q.dtype
     q, k, v, words["bias"] = widened(q, k, v, words.get("bias"))  # type: ignore[assignment]
+    cos, sin = (
+        None if table is None else table.float().contiguous()
+        for table in (words.pop("cos", None), words.pop("sin", None))
+    )
     plan, sinks = make_plan(q, k, v, **words), words.get("sinks")
     out = q.new_zeros((*q.shape[:-1], v.shape[-1]))
     shape = (plan.nheads, q.shape[0]) if q.dim() == 3 else (plan.batch, plan.nheads, q.shape[1])
     lse = torch.full(shape, float("-inf"), dtype=torch.float32, device=q.device)
-    row = launch_of(forward_table(plan.arguments), max(q.shape[-1], v.shape[-1]), q.dtype)
+    turns = cos is not None
+    row = launch_of(forward_table(dict(plan.arguments, HAS_ROTARY=turns)), max(q.shape[-1], v.shape[-1]), q.dtype)
     programs = triton.cdiv(plan.longest_q, row.BLOCK_M) * plan.batch * plan.nheads
     if not programs or not out.numel():
         return out.to(dtype), lse
@@ -158,7 +176,9 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, **words: Any) -> tuple[Te
         q, k, v, q if sinks is None else sinks, to, to_lse,
         out.numel(), 0 if q.dim() == 3 else out.stride(0), out.stride(-3), out.stride(-2),
         lse.numel(), 0 if q.dim() == 3 else lse.stride(0), lse.stride(-2), q if order is None else order,
-        **plan.arguments, HAS_SINKS=sinks is not None and splits == 1, ORDERED=order is not None, SPLIT=splits > 1,
+        **plan.arguments, cos=q if cos is None else cos, sin=q if sin is None else sin,
+        places=0 if cos is None else cos.shape[0], HAS_ROTARY=turns, HAS_SINKS=sinks is not None and splits == 1,
+        ORDERED=order is not None, SPLIT=splits > 1,
         BLOCK_M=row.BLOCK_M, BLOCK_N=row.BLOCK_N, num_warps=row.num_warps, num_stages=row.num_stages,
     )  # fmt: skip
     if splits > 1:

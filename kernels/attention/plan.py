@@ -35,7 +35,7 @@ FORWARD = {
     4: {16: Launch(64, 32, 8, 1), 32: Launch(64, 32, 8, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 16, 8, 1),
         256: Launch(16, 16, 8, 1)},
 }  # fmt: skip
-# A mask or a dense bias takes an address for each element of a tile: a thread holds half as many.
+# A mask or a dense bias takes an address for each element of a tile, as turning does: a thread holds half as many.
 FORWARD_DENSE = {2: FORWARD[2] | {64: Launch(64, 32, 8, 2), 128: Launch(64, 32, 8, 2)}, 4: FORWARD[4]}
 BACKWARD = {
     2: {16: Launch(64, 64, 4, 1), 32: Launch(64, 64, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1),
@@ -48,7 +48,13 @@ INTERPRETED = Launch(64, 64, 4, 1)
 
 def forward_table(constants: Mapping[str, Any]) -> dict[int, dict[int, Launch]]:
     """The forward's rows for a call with these constants of its kernel; one that is left out is off."""
-    return FORWARD_DENSE if constants.get("HAS_BIAS") or constants.get("HAS_MASK") else FORWARD
+    dense = any(constants.get(name) for name in ("HAS_BIAS", "HAS_MASK", "HAS_ROTARY"))
+    return FORWARD_DENSE if dense else FORWARD
+
+
+def rows_of_turned(width: int, dtype: torch.dtype) -> int:
+    """How many queries one program of the forward takes when it turns them by rotary positions."""
+    return launch_of(forward_table({"HAS_ROTARY": True}), width, dtype).BLOCK_M
 
 
 def launch_of(table: dict[int, dict[int, Launch]], width: int, dtype: torch.dtype) -> Launch:

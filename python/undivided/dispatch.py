@@ -51,6 +51,7 @@ class AttentionCall(NamedTuple):
     softcap: bool = False
     sinks: bool = False
     dropout: bool = False
+    rotary: bool = False
     return_lse: bool = False
     needs_grad: bool = False
     bias_needs_grad: bool = False

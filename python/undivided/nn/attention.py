@@ -72,22 +72,28 @@ class MultiHeadAttention(nn.Module):
         bias = positions.bias() if memory is None else None
         dropout = self.dropout if self.training else 0.0
         words: dict[str, Any] = dict(causal=causal, bias=bias, scale=self.scale)
-        few = cache is not None and q.shape[1] <= FEW and not dropout and not torch.is_grad_enabled()
-        if few and memory is None and key_lengths is None and not isinstance(start, Packing):
-            return self._output(self._step(q, x, positions, cache, words))  # type: ignore[arg-type]
-        q, lengths = positions.turn(q, start), key_lengths
-        place = start if memory is None else 0
+        few = q.shape[1] <= FEW and not dropout and not torch.is_grad_enabled()
+        lengths: Any = key_lengths
         out: Any
+        if cache is not None and few and memory is None and key_lengths is None:
+            return self._output(self._step(q, x, positions, cache, words))
+        if memory is None and cache is None and isinstance(start, int) and start == 0:
+            turned = positions.tables(x.shape[1], x.device)
+            out = ops.attention(q, *self._projected(x), key_lengths=lengths, dropout_p=dropout, rotary=turned, **words)
+            return self._output(out)
+        q = positions.turn(q, start)
+        place = start if memory is None else 0
         if isinstance(start, Packing):
             keys = start if memory is None else packed_memory(key_lengths)
             k, v = self._keys_values(x, memory, positions, keys, None)
             out = attend_packed(q, k, v, start, keys, dropout_p=dropout, **words)
         elif cache is not None and few and memory is not None:
             k, v = self._keys_values(x, memory, positions, place, cache)
-            out = ops.attention_decode(q, k, v, cache.lengths if lengths is None else lengths, **words)  # type: ignore[arg-type]
+            lengths = cache.lengths if lengths is None else lengths
+            out = ops.attention_decode(q, k, v, lengths, **words)
         else:
             k, v = self._keys_values(x, memory, positions, place, cache)
-            out = ops.attention(q, k, v, key_lengths=lengths, dropout_p=dropout, **words)  # type: ignore[arg-type]
+            out = ops.attention(q, k, v, key_lengths=lengths, dropout_p=dropout, **words)
         return self._output(out)
 
     def _step(self, q: Tensor, x: Tensor, positions: Positions, cache: Cache, words: dict[str, Any]) -> Any:

@@ -13,9 +13,11 @@ from ..reference import ALiBi, RelativeBias
 from . import attention_checks as checks
 from .attention_autograd import apply
 from .attention_plain import Numbers, Tensors
+from .attention_rotary import turned
 from .attention_table import ATTENTION
 from .checks import autocast_to, is_flag, last_contiguous
 from .registration import by_registered_op
+from .rotary_checks import check_pair
 
 Bias = Tensor | RelativeBias | ALiBi
 Window = tuple[int | None, int | None]
@@ -38,6 +40,7 @@ def attention(
     dropout_p: float = 0.0,
     seed: int | None = None,
     query_offset: int | Tensor | None = None,
+    rotary: tuple[Tensor, Tensor] | None = None,
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -69,6 +72,8 @@ def attention(
         dropout_p, seed: dropout on the probabilities, a function of the seed and the element's position. A None
             seed is drawn from torch's default generator.
         query_offset: int, or int32 (batch,): where query 0 stands on the key axis; None is seqlen_k - seqlen_q.
+        rotary: (cos, sin) of `undivided.rotary`, each (max_seqlen, head_dim / 2): q and k turn by their positions on
+            the key axis first. On a GPU a position that they do not have gives NaN.
         return_lse: also return the log of the softmax's denominator.
         backend: "auto", or one of cuda, triton, cpu, sdpa, reference.
 
@@ -113,7 +118,12 @@ def attention(
         seed=seed,
     )
     plain = Tensors(last_contiguous(q), last_contiguous(k), last_contiguous(v), **tensors)
-    row = choose(ATTENTION, describe(plain, numbers, return_lse), backend)
+    if rotary is not None:
+        check_pair(rotary, q)
+    call = describe(plain, numbers, return_lse, rotary is not None)
+    row = choose(ATTENTION, call, backend)
+    if rotary is not None:
+        plain = turned(plain, numbers, rotary, row, call)
     out, lse = run(row, plain, numbers)
     return (out, lse) if return_lse else out  # type: ignore[return-value]
 
@@ -211,7 +221,7 @@ def _seed(dropout_p: float, seed: int | None, like: Tensor) -> tuple[int, Tensor
     return (0, drawn) if by_registered_op(like) else (int(drawn), None)
 
 
-def describe(tensors: Tensors, numbers: Numbers, return_lse: bool) -> AttentionCall:
+def describe(tensors: Tensors, numbers: Numbers, return_lse: bool, rotary: bool = False) -> AttentionCall:
     """The plain data on which the choice of a backend rests."""
     q, k, v = tensors.q, tensors.k, tensors.v
     packed = tensors.cu_seqlens_q is not None
@@ -238,6 +248,7 @@ def describe(tensors: Tensors, numbers: Numbers, return_lse: bool) -> AttentionC
         softcap=numbers.softcap is not None,
         sinks=tensors.sinks is not None,
         dropout=numbers.dropout_p > 0,
+        rotary=rotary,
         return_lse=return_lse,
         needs_grad=bias_needs_grad or grad and (q.requires_grad or k.requires_grad or v.requires_grad),
         bias_needs_grad=bias_needs_grad,

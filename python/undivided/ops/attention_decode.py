@@ -12,6 +12,7 @@ from .attention_decode_call import apply
 from .attention_decode_plain import Numbers, Tensors
 from .attention_decode_table import ATTENTION_DECODE
 from .checks import autocasting, is_flag, last_contiguous
+from .rotary_checks import check_pair
 
 
 def attention_decode(
@@ -100,7 +101,7 @@ def attention_decode(
         table,
         slopes,
         check_sinks(sinks, nheads, q),
-        *checks.check_rotary(rotary, q),
+        *check_pair(rotary, q),
     )
     numbers = Numbers(check_numbers(scale, softcap, 0.0, head_dim), left, right, distance, bidirectional, softcap)
     checks.refuse_gradients(tensors)

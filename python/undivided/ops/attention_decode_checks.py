@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .attention_decode_plain import Tensors
 from .checks import has_shape, is_float, is_integer, is_tensor, same_device, same_dtype
-from .rotary_checks import check_tables
 
 QUERIES = "(batch, seqlen_q, nheads, head_dim)"
 CACHE = "(batch, longest, nheads_kv, head_dim)"
@@ -87,17 +86,6 @@ def check_lengths(cache_lengths: Tensor, q: Tensor) -> None:
     is_integer("cache_lengths", cache_lengths)
     has_shape("cache_lengths", cache_lengths, (q.shape[0],), "(batch,)")
     same_device("q", q, "cache_lengths", cache_lengths)
-
-
-def check_rotary(rotary: tuple[Tensor, Tensor] | None, q: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    if rotary is None:
-        return None, None
-    if not isinstance(rotary, tuple) or len(rotary) != 2:
-        raise TypeError(f"rotary is a {type(rotary).__name__}; allowed: the pair (cos, sin), or None")
-    if q.shape[-1] % 2:
-        raise ValueError(f"head_dim {q.shape[-1]} must be even for rotary")
-    check_tables(q, *rotary)
-    return rotary
 
 
 def check_values(tensors: Tensors) -> None:

@@ -27,6 +27,8 @@ class Tensors(NamedTuple):
     offsets: Tensor | None = None  # query_offset as int32 (batch,)
     cu_seqlens_q: Tensor | None = None  # int32 (batch + 1,)
     cu_seqlens_k: Tensor | None = None
+    cos: Tensor | None = None  # (places, head_dim / 2): the kernel turns q and k by their positions; forward only
+    sin: Tensor | None = None
     drawn_seed: Tensor | None = None  # int64 (), on the CPU: stands for Numbers.seed, which no traced graph knows
 
 
@@ -70,6 +72,8 @@ def launcher_keywords(tensors: Tensors, numbers: Numbers) -> dict[str, Any]:
             max_distance=numbers.max_distance,
             bidirectional=numbers.bidirectional,
         )
+    if tensors.cos is not None:
+        words.update(cos=tensors.cos, sin=tensors.sin)
     offset = numbers.offset if tensors.offsets is None else tensors.offsets
     if offset is not None:
         words["query_offset"] = offset

@@ -35,6 +35,7 @@ ATTENTION_FEATURES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("key_lengths and causal", {"key_lengths": True, "causal": True, "window": (None, 0)}),
     ("query_lengths", {"query_lengths": True}),
     ("packed batches", {"packed": True}),
+    ("rotary positions", {"rotary": True}),
     ("mask", {"mask": True}),
     ("dense bias with gradient", {"bias": "dense", "bias_needs_grad": True}),
     ("T5's relative bias with gradient", {"bias": "relative", "bias_needs_grad": True}),

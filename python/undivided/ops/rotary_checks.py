@@ -1,4 +1,4 @@
-"""Validation of the tables and positions of rotary."""
+"""Validation of the tables and positions of rotary, alone and as a word of attention."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ def check_tables(x: Tensor, cos: Tensor, sin: Tensor) -> None:
         longest = value.shape[0] if value.dim() == 2 else 0
         has_shape(name, value, (longest, x.shape[-1] // 2), "(max_seqlen, head_dim / 2)")
     has_shape("sin", sin, tuple(cos.shape), "the shape of cos")
+
+
+def check_pair(rotary: tuple[Tensor, Tensor] | None, q: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """(cos, sin) that attention was given to turn its queries and keys by."""
+    if rotary is None:
+        return None, None
+    if not isinstance(rotary, tuple) or len(rotary) != 2:
+        raise TypeError(f"rotary is a {type(rotary).__name__}; allowed: the pair (cos, sin), or None")
+    if q.shape[-1] % 2:
+        raise ValueError(f"head_dim {q.shape[-1]} must be even for rotary")
+    check_tables(q, *rotary)
+    return rotary
 
 
 def check_positions(positions: Tensor, x: Tensor, longest: int) -> None:

@@ -12,6 +12,7 @@ from .bias import ALiBi, RelativeBias, relative_buckets
 from .dropout import dropout_mask
 from .mask import positions, visible
 from .precision import full_precision
+from .rotary import rotary as turn
 
 Bias = Tensor | RelativeBias | ALiBi
 
@@ -155,6 +156,7 @@ def attention(
     dropout_p: float = 0.0,
     seed: int | None = None,
     query_offset: int | Tensor | None = None,
+    rotary: tuple[Tensor, Tensor] | None = None,
     return_lse: bool = False,
     sequence: int = 0,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -162,6 +164,9 @@ def attention(
 
     sequence: the number that the first row of the batch has in dropout's counter.
     """
+    if rotary is not None:
+        i, _ = positions(q.shape[1], k.shape[1], query_offset, q.device)
+        q, k = turn(q, *rotary, i[:, 0, :, 0]), turn(k, *rotary)
     seen = visible(
         q.shape[1],
         k.shape[1],

@@ -28,6 +28,7 @@ FEATURES: tuple[dict[str, dict[str, Any]], ...] = (
     {"no mask": {}, "mask": {"mask": "bqk"}},
     {"no softcap": {}, "softcap": {"softcap": 4.0}},
     {"no sinks": {}, "sinks": {"sinks": True}},
+    {"as they are": {}, "rotary": {"rotary": True}},
     {"no dropout": {}, "dropout": {"dropout_p": 0.25}},
     # as many queries as keys in all, so that they may be views of one projection, but not in each sequence
     {"padded": {}, "packed": {"packed_q": (0, 17, 21), "packed_k": (17, 3, 18)}},
@@ -40,6 +41,8 @@ APART: tuple[tuple[str, str], ...] = (
             "dense bias", "mask", "key lengths", "query lengths", "offset", "offset by row", "17 x 66", "70 x 37",
         )
     ),
+    # What turns has a position from 0 on.
+    *(("rotary", other) for other in ("packed", "offset by row", "70 x 37")),
     ("qkv views", "17 x 66"),
     ("qkv views", "70 x 37"),
 )  # fmt: skip

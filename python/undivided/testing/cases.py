@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import ALiBi, RelativeBias
+from ..reference import ALiBi, RelativeBias, rotary_tables
 from .attention_features import pairwise_rows
 
 Window = tuple[int | None, int | None]
@@ -37,6 +37,7 @@ class AttentionCase:
     softcap: float | None = None
     sinks: bool = False
     dropout_p: float = 0.0
+    rotary: bool = False
     packed_q: tuple[int, ...] | None = None  # lengths; batch and seqlen are then ignored
     packed_k: tuple[int, ...] | None = None
     layout: str = "contiguous"  # "qkv" (views of one projection), "expanded" (stride 0 over the batch)
@@ -94,6 +95,10 @@ def _features() -> list[AttentionCase]:
         case("sinks", "an extra logit", sinks=True, key_lengths=(33, 0)),
         case("dropout", "regenerated from the seed", dropout_p=0.3),
         case("dropout causal gqa", "the counter counts query heads", dropout_p=0.2, nheads=4, causal=True),
+        case("rotary", "queries and keys turn by their positions", rotary=True, head_dim=64),
+        case("rotary short", "each key is loaded once", 3, 20, 33, rotary=True, causal=True, key_lengths=(33, 0, 7)),
+        case("rotary by row", "elsewhere in each row", seqlen_q=9, rotary=True, query_offset=(0, 24), head_dim=40),
+        case("rotary gqa", "a group of query heads shares keys", nheads=4, rotary=True, causal=True, seqlen_q=12),
         case("low scores", "lse near -120: exp2 of differences only", bias="hqk", offset=-120.0, seqlen_k=65),
         case("packed self", "empty ones", packed_q=(0, 5, 1, 40, 0), packed_k=(0, 5, 1, 40, 0), causal=True),
         case("packed cross", "different packings", packed_q=(3, 17, 8), packed_k=(30, 0, 9)),
@@ -227,6 +232,8 @@ def make_inputs(
         words["bias"] = ALiBi(torch.logspace(-1, -3, case.nheads, base=2.0, device=device))
     if case.sinks:
         words["sinks"] = draw(case.nheads).to(device, dtype)
+    if case.rotary:
+        words["rotary"] = rotary_tables(2 * max(queries, keys), case.head_dim, device=device)
     if case.dropout_p:
         words |= dict(dropout_p=case.dropout_p, seed=1234567890123)
     tensors = {name: value.to(device, dtype) for name, value in (("q", q), ("k", k), ("v", v))}

@@ -26,6 +26,7 @@ def attention(
     dropout_p: float = 0.0,
     seed: int | None = None,
     query_offset: Any = None,
+    rotary: Any = None,
     sequence: int = 0,
     **words: Any,
 ) -> tuple[Tensor, Tensor]:
@@ -35,6 +36,9 @@ def attention(
     """
     group = q.shape[2] // k.shape[2]
     i, j = positions(q.shape[1], k.shape[1], query_offset, q.device)
+    if rotary is not None:
+        cos, sin = rotary
+        q, k = turned(q, cos, sin, i[:, 0, :, 0]), turned(k, cos, sin)
     seen = visible(q.shape[1], k.shape[1], query_offset=query_offset, device=q.device, **words)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     k = k.masked_fill(~k.isfinite(), 0).transpose(1, 2).repeat_interleave(group, 1)
@@ -69,16 +73,16 @@ def attention_decode(
     k: Tensor | None = None,
     v: Tensor | None = None,
     block_table: Tensor | None = None,
+    rotary: Any = None,
     return_lse: bool = True,
     **words: Any,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse): new keys and values into the caches, the caches gathered, then `attention`."""
     total = cache_lengths if k is None else cache_lengths + k.shape[1]
-    tables = words.pop("rotary", None)
-    if tables is not None:
-        cos, sin = tables
-        q = rotary(q, cos, sin, places(q, total))
-        k = None if k is None else rotary(k, cos, sin, places(k, total))
+    if rotary is not None:
+        cos, sin = rotary
+        q = turned(q, cos, sin, places(q, total))
+        k = None if k is None else turned(k, cos, sin, places(k, total))
     if k is not None and v is not None:
         append(k_cache, k, cache_lengths, block_table)
         append(v_cache, v, cache_lengths, block_table)
@@ -124,8 +128,11 @@ def feed_forward(x: Tensor, w_in: Any, b_in: Any, w_out: Any, b_out: Any, activa
     return F.linear(hidden, w_out, b_out)
 
 
-def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
+def turned(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
     at = torch.arange(x.shape[1], device=x.device) if positions is None else positions
     cos, sin = (t[at].to(x.dtype).unsqueeze(-2) for t in (cos, sin))
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
+
+
+rotary = turned  # attention has a word of that name
