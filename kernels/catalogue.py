@@ -53,7 +53,7 @@ def attention() -> Entries:
 def attention_features(head_dim: int) -> Entries:
     """Each by itself: of what may meet there are thousands."""
     for feature, constants in FEATURES.items():
-        kernels = ("forward",) if feature in ("sinks", "rotary positions") else ("forward", "dq", "dkdv")
+        kernels = ("forward",) if feature in ("sinks", "turned positions") else ("forward", "dq", "dkdv")
         causal = feature != "window"  # which has bounds of its own
         for kernel in (*kernels, "dbias") if feature == "dense bias" else kernels:
             name = named(kernel, "head_dim", head_dim, torch.bfloat16, "causal" if causal else "", "with", feature)

@@ -26,7 +26,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "softcap": {"HAS_SOFTCAP": True},
     "sinks": {"HAS_SINKS": True},
     "dropout": {"HAS_DROPOUT": True},
-    "rotary positions": {"HAS_ROTARY": True},
+    "turned positions": {"HAS_ROTARY": True},
 }
 OWN = {
     "forward": {"HAS_SINKS": False, "HAS_ROTARY": False, "ORDERED": False, "SPLIT": False},
