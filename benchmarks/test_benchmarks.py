@@ -42,7 +42,8 @@ def jobs() -> Iterator[Any]:
 def test_benchmark(benchmark: Any, op: Op, case: Any, mode: str, provider: Provider) -> None:
     row = Row(op.name, case.name, mode, provider.name, provider.version, "ok")
     work = admit(op, case, mode, provider, DEVICE, SETTINGS, row)
-    if work is None and row.status.startswith("cannot") and provider.backend != "cpu":  # which has a kernel for all
+    # Peers lack words, and so do our CUDA kernels; the others have all.
+    if work is None and row.status.startswith("cannot") and provider.backend in (None, "cuda"):
         pytest.skip(row.status)
     assert work is not None, f"{row.status}: error {row.error}, budget {row.budget}"
     benchmark.group = f"{op.name}, {case.name}, {mode}"

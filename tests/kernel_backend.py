@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 
 from rows import DEVICE
-from undivided.rules import EXTENSION_MISSING, INTERPRETING, TRITON_MISSING
+from undivided.dispatch import AttentionCall
+from undivided.rules import CUDA_MISSING, EXTENSION_MISSING, INTERPRETING, TRITON_MISSING, on_hopper
 
 CPU = DEVICE.type == "cpu" and EXTENSION_MISSING is None
 TRITON = TRITON_MISSING is None and (DEVICE.type == "cuda" or INTERPRETING)
+CUDA = CUDA_MISSING is None and on_hopper(AttentionCall("cuda", "bfloat16", 1, 1, 1, 1, 1, 64, 64)) is None
 KERNEL = "cpu" if CPU else "triton"
 needs_kernels = pytest.mark.skipif(not (CPU or TRITON), reason="needs the compiled extension, or Triton")
 needs_cpu = pytest.mark.skipif(not CPU, reason="needs the compiled extension and a CPU")
+needs_triton = pytest.mark.skipif(not TRITON, reason="needs Triton, and its interpreter or a GPU")
+needs_cuda = pytest.mark.skipif(not CUDA, reason="needs the compiled CUDA kernels and a Hopper GPU")

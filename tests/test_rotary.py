@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import undivided
-from kernel_backend import CPU, TRITON
+from kernel_backend import needs_cpu, needs_triton
 from rows import DEVICE
 from undivided import reference
 from undivided.dispatch import RotaryCall, load
@@ -17,8 +17,6 @@ from undivided.ops.rotary_table import ROTARY
 from undivided.testing import ROTARY_CASES, compare, poison
 
 MODULES = {row.name: row.module for row in ROTARY}
-needs_triton = pytest.mark.skipif(not TRITON, reason="needs Triton")
-needs_cpu = pytest.mark.skipif(not CPU, reason="needs the compiled extension and a CPU")
 
 
 @pytest.fixture(params=[pytest.param("triton", marks=needs_triton), pytest.param("cpu", marks=needs_cpu)])
@@ -166,3 +164,14 @@ def test_every_instruction_set(dtype, variant):
         alone = undivided.rotary(x, cos, sin, positions, backend="cpu")
         torch.set_num_threads(before)
         assert torch.equal(got, alone)
+
+
+@needs_cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_streaming_stores_give_the_same_bits(dtype, variant):
+    """Outputs of more than 24 MiB take another store instruction."""
+    x = draw(1, 4, 8, 128, dtype=dtype).repeat(1, 3200, 1, 1)
+    cos, sin = tables(128, longest=x.shape[1])
+    turned = undivided.rotary(x, cos, sin, backend="cpu")
+    small = undivided.rotary(x[:, -9:], cos, sin, torch.arange(x.shape[1])[-9:], backend="cpu")
+    assert turned.nbytes > 24 * 2**20 and torch.equal(turned[:, -9:], small)

@@ -2,7 +2,8 @@
 // by the negative angle is its gradient. x is read once and y written once; all heads of a token share its cosines.
 #include "rotary.h"
 
-#include "norm_rows.h"
+#include "row_tasks.h"
+#include "streaming.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 namespace {

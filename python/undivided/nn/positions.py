@@ -129,8 +129,8 @@ class Rotary(Positions):
     def turn(self, x: Tensor, start: Start = 0) -> Tensor:
         rows, end = rows_of(x, start)
         self.reserve(end, x.device)
-        if isinstance(start, Tensor):
-            return ops.rotary(x, self.cos, self.sin, start)
+        if isinstance(rows, Tensor):
+            return ops.rotary(x, self.cos, self.sin, rows)
         return ops.rotary(x, self.cos[rows], self.sin[rows])
 
     def tables(self, longest: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -118,8 +118,7 @@ def attention(
         seed=seed,
     )
     plain = Tensors(last_contiguous(q), last_contiguous(k), last_contiguous(v), **tensors)
-    if rotary is not None:
-        check_pair(rotary, q)
+    check_pair(rotary, q)
     call = describe(plain, numbers, return_lse, rotary is not None)
     row = choose(ATTENTION, call, backend)
     if rotary is not None:

@@ -35,10 +35,10 @@ def turned(
     if row.name == "triton" and not call.needs_grad and not by_registered_op(q) and _once(call, q.dtype):
         return tensors._replace(cos=cos, sin=sin)
     places = None
-    if first or tensors.offsets is not None:
+    if tensors.offsets is not None:
+        places = tensors.offsets.long()[:, None] + torch.arange(seqlen_q, device=q.device)
+    elif first:
         places = torch.arange(first, first + seqlen_q, device=q.device)
-    if places is not None and tensors.offsets is not None:
-        places = tensors.offsets.long()[:, None] + places
     backend = row.name if row.name in NAMES else "auto"
     return tensors._replace(q=turn(q, cos, sin, places, backend=backend), k=turn(k, cos, sin, backend=backend))
 
