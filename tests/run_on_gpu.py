@@ -39,7 +39,9 @@ class Part:
 
 def parts(out: Path) -> dict[str, Part]:
     """Together under ten minutes: the tests compile kernels in several processes, and verify finds them compiled."""
-    several = ("-n", str(min(8, os.cpu_count() or 1))) if importlib.util.find_spec("xdist") else ()
+    several = ("-n", str(min(12, os.cpu_count() or 1))) if importlib.util.find_spec("xdist") else ()
+    if importlib.util.find_spec("pytest_timeout"):  # a kernel that never ends stops one test, not all
+        several += ("--timeout", "120", "--timeout-method", "thread")
     wheel = ("-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", "build/wheels")
     undivided = (PYTHON, "-m", "undivided")
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"

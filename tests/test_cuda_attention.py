@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import undivided
 from emulated import emulated
 from kernel_backend import CUDA as CUDA_RUNS
-from undivided import BackendRefused
+from undivided import BackendRefused, RelativeBias
 from undivided.dispatch import AttentionCall
 from undivided.ops.attention_table import ATTENTION, CUDA, cuda_words
 from undivided.rules import OF_THE_MACHINE
@@ -42,8 +43,12 @@ def kernels(monkeypatch):
 
 def failures(case: AttentionCase, dtype: torch.dtype) -> list:
     with poison():
-        verdicts = compare.attention(case, dtype, "cuda", DEVICE, backward=False)
+        verdicts = compare.attention(case, dtype, "cuda", DEVICE, backward=not no_gradient(case))
     return [verdict for verdict in verdicts if not verdict.ok]
+
+
+def no_gradient(case: AttentionCase) -> bool:
+    return case.softcap is not None or "relative" in str(case.bias)
 
 
 def inputs(batch=1, seqlen_q=300, seqlen_k=300, nheads=2, nheads_kv=1, head_dim=64, dtype=torch.bfloat16):
@@ -85,9 +90,9 @@ TILES = [
             query_offset=140),
     replace(BASE, name="alibi", why="across tiles", bias="alibi", softcap=4.0),
     replace(BASE, name="packed", why="sequences begin inside of tiles", packed_q=(130, 0, 1, 200), causal=True,
-            packed_k=(200, 40, 129, 1), sinks=True),
+            packed_k=(200, 40, 129, 1)),
     replace(BASE, name="heads", why="groups of three, more tiles than multiprocessors", nheads=6, nheads_kv=2,
-            seqlen_q=129, seqlen_k=140),
+            seqlen_q=129, seqlen_k=140, sinks=True),
 ]  # fmt: skip
 
 
@@ -141,6 +146,35 @@ def test_a_hidden_key_or_value_reaches_no_row(head_dim, bad, kernels):
     assert torch.equal(out[1], clean[1]) and torch.equal(lse[1], clean_lse[1])
     assert torch.equal(out[0, :140], clean[0, :140]) and torch.equal(lse[0, :, :141], clean_lse[0, :, :141])
     assert not out[0, 140:].isfinite().all(-1).any()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_a_hidden_key_or_value_reaches_no_gradient(head_dim, bad, kernels):
+    """In padding, hidden from all; and a key of the future, hidden from the queries before it. What stands in the rows
+    of queries outside of the sequence reaches nothing either."""
+    q, k, v = inputs(batch=2, head_dim=head_dim, dtype=DTYPES[head_dim // 128])
+    lengths = torch.tensor([300, 200], dtype=torch.int32, device=DEVICE)
+    words = dict(causal=True, key_lengths=lengths, query_lengths=lengths, query_offset=0, backend="cuda")
+
+    def gradients() -> list[torch.Tensor]:
+        leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+        out = undivided.attention(*leaves, **words)
+        dout = torch.ones_like(out)
+        dout[1, 200:] = bad
+        return list(torch.autograd.grad(out, leaves, dout))
+
+    clean = gradients()
+    k[1, 200:], v[1, 200:], q[1, 200:] = bad, bad, bad
+    k[0, 141, 0, 7] = bad
+    set_seed(kernels, 5)
+    dq, dk, dv = gradients()
+    assert torch.equal(dk[1], clean[1][1]) and torch.equal(dv[1], clean[2][1])
+    # On a GPU the sums of dq come in any order.
+    exactly = dict(rtol=1e-2, atol=1e-3) if CUDA_RUNS else dict(rtol=0, atol=0)
+    torch.testing.assert_close(dq[1], clean[0][1], **exactly)
+    torch.testing.assert_close(dq[0, :141], clean[0][0, :141], **exactly)
+    assert not dq[0, 141:].isfinite().all(-1).any() and dk[0, 141].isnan().any() and dv[0, 141].isnan().any()
 
 
 def test_values_of_the_next_sequence_reach_no_row():
@@ -197,6 +231,15 @@ def test_far_positions_do_not_wrap_around():
     assert torch.equal(late, attend(q, k, v, window=(0, None), query_offset=0)[0])
 
 
+@contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_it_is_refused_with_the_reasons():
     q, k, v = inputs(seqlen_q=8, seqlen_k=8)
     for words, text in (
@@ -205,9 +248,16 @@ def test_it_is_refused_with_the_reasons():
     ):
         with pytest.raises(BackendRefused, match=f"cuda .*this kernel has {text}; leave it out"):
             undivided.attention(q, k, v, backend="cuda", **words)
-    with pytest.raises(BackendRefused, match="no backward .a tensor requires a gradient; use torch.no_grad"):
-        undivided.attention(q.requires_grad_(), k, v, backend="cuda")
-    with torch.no_grad():
+    table = torch.zeros(32, 2, device=DEVICE, dtype=q.dtype, requires_grad=True)
+    for words, text in (
+        (dict(bias=RelativeBias(table)), "no gradient of a relative bias"),
+        (dict(softcap=5.0), "no gradient with softcap"),
+    ):
+        with pytest.raises(BackendRefused, match=f"cuda .*this kernel has {text}; leave it out"):
+            undivided.attention(q.requires_grad_(), k, v, backend="cuda", **words)
+        with torch.no_grad():
+            undivided.attention(q, k, v, backend="cuda", **words)
+    with deterministic(), pytest.raises(BackendRefused, match="no deterministic gradient .torch.use_determ"):
         undivided.attention(q, k, v, backend="cuda")
     with pytest.raises(BackendRefused, match="dtype float32 is not one of bfloat16, float16; cast"):
         undivided.attention(q.detach().float(), k.float(), v.float(), backend="cuda")
@@ -235,6 +285,37 @@ def test_every_tile_is_in_the_list_once(head_bytes, last_first):
         order = [m for m, _, _ in part]
         assert order == sorted(order, reverse=last_first)  # the longest come first
         assert len({(b, h // group) for _, b, h in part}) == -(-len(part) // blocks // group)
+
+
+def test_query_tiles_are_those_that_see():
+    module = emulated()
+    bounds = (-1, 0, 5, 127, 128, 200)
+    for lenq, lenk in ((1, 1), (128, 128), (200, 300), (300, 200), (0, 129)):
+        for left in bounds:
+            for right in bounds:
+                for shift in (lenk - lenq, 0, 130, -200):
+                    for n in range(0, lenk, 128):
+                        check_query_tiles(module, lenq, lenk, shift, left, right, n)
+    assert module.visiting(300, 100, 0, -1, -1, 128)[:2] == (0, 0)  # the sequence has no such keys
+
+
+def check_query_tiles(module, lenq, lenk, shift, left, right, n):
+    """A tile that reaches beyond the last query is whole or not by the queries that it has: they are set to 0."""
+    j = torch.arange(n, min(n + 128, lenk))[None, :]
+    tiles = -(-lenq // 64)
+    i = torch.arange(tiles * 64)[:, None] + shift
+    seen = ((j >= i - left) | (left < 0)) & ((j <= i + right) | (right < 0))
+    inside = torch.arange(tiles * 64) < lenq
+    begin, end, whole_begin, whole_end = module.visiting(lenq, lenk, shift, left, right, n)
+    for m in range(tiles):
+        rows = slice(64 * m, 64 * m + 64)
+        visible = seen[rows] & inside[rows, None]
+        assert begin <= m < end or not visible.any()
+        if whole_begin <= m < whole_end:
+            assert visible.all() and j.shape[1] == 128
+    touched = [m for m in range(tiles) if (seen & inside[:, None])[64 * m : 64 * m + 64].any()]
+    if touched:
+        assert (begin, end) == (touched[0], touched[-1] + 1)
 
 
 def test_key_tiles_are_those_that_are_seen():

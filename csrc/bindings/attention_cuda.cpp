@@ -15,8 +15,9 @@ cuda::Rows rows(uintptr_t data, int64_t b, int64_t s, int64_t h) { return {point
 }  // namespace
 
 UNDIVIDED_BINDINGS(attention_cuda, module) {
-  // A bound of the window below 0 is none, a softcap of 0 is off.
-  module.def("cuda_attention_forward", [](uintptr_t q, int64_t q_b, int64_t q_s, int64_t q_h,                      //
+  pybind11::class_<cuda::AttentionForward>(module, "CudaAttention")
+      // A bound of the window below 0 is none, a softcap of 0 is off.
+      .def(pybind11::init([](uintptr_t q, int64_t q_b, int64_t q_s, int64_t q_h,                      //
                                           uintptr_t k, int64_t k_b, int64_t k_s, int64_t k_h,                      //
                                           uintptr_t v, int64_t v_b, int64_t v_s, int64_t v_h,                      //
                                           uintptr_t out, int64_t out_b, int64_t out_s, int64_t out_h,              //
@@ -68,7 +69,29 @@ UNDIVIDED_BINDINGS(attention_cuda, module) {
     job.counter = pointer<int32_t>(counter);
     job.device = device;
     job.stream = pointer<void>(stream);
+    return job;
+  }));
+  module.def("cuda_attention_forward", [](const cuda::AttentionForward& job) {
     undivided::without_lock(&cuda::attention_forward, job);
+  });
+  module.def("cuda_attention_backward", [](const cuda::AttentionForward& call,                                     //
+                                           uintptr_t dout, int64_t dout_b, int64_t dout_s, int64_t dout_h,         //
+                                           uintptr_t dq, int64_t dq_b, int64_t dq_s, int64_t dq_h,                 //
+                                           uintptr_t dk, int64_t dk_b, int64_t dk_s, int64_t dk_h,                 //
+                                           uintptr_t dv, int64_t dv_b, int64_t dv_s, int64_t dv_h, uintptr_t dlse, //
+                                           uintptr_t lse2, uintptr_t delta, uintptr_t sums, int64_t rows_padded) {
+    cuda::AttentionBackward job{};
+    job.call = call;
+    job.dout = rows(dout, dout_b, dout_s, dout_h);
+    job.dq = rows(dq, dq_b, dq_s, dq_h);
+    job.dk = rows(dk, dk_b, dk_s, dk_h);
+    job.dv = rows(dv, dv_b, dv_s, dv_h);
+    job.dlse = pointer<float>(dlse);
+    job.lse2 = pointer<float>(lse2);
+    job.delta = pointer<float>(delta);
+    job.sums = pointer<float>(sums);
+    job.rows_padded = rows_padded;
+    undivided::without_lock(&cuda::attention_backward, job);
   });
 }
 #endif

@@ -41,7 +41,21 @@ struct AttentionForward {
   void* stream;                  // a cudaStream_t
 };
 
-// Starts the kernel. Throws std::runtime_error with the call that failed and CUDA's reason.
+// The gradients of a call. Statistics and sums have a row for each row of a tile: sequence by sequence, each padded to a
+// multiple of kPadding rows.
+constexpr int32_t kPadding = 128;
+
+struct AttentionBackward {
+  AttentionForward call;  // out and lse: its results
+  Rows dout, dq, dk, dv;
+  const float* dlse;      // as lse, or null
+  float *lse2, *delta;    // written: (batch, nheads, rows_padded), or (nheads, rows_padded) of a packed batch
+  float* sums;            // written: the same rows of head_dim numbers each, in an order of its own
+  int64_t rows_padded;    // seqlen_q padded, or enough for all sequences of a packed batch
+};
+
+// Start the kernels. Throw std::runtime_error with the call that failed and CUDA's reason.
 void attention_forward(const AttentionForward& job);
+void attention_backward(const AttentionBackward& job);
 
 }  // namespace undivided::cuda

@@ -53,6 +53,12 @@ struct Place {
   }
 };
 
+// One arrival for each warp: its lanes are then all done.
+DEVICE void release(uint64_t* empty, int thread) {
+  warp_sync();
+  if (thread % 32 == 0) barrier_arrive(empty);
+}
+
 DEVICE Window window_of(const AttentionForward& job) { return {job.has_left, job.has_right, job.left, job.right}; }
 
 DEVICE Sequence sequence_of(const AttentionForward& job, int b) {

@@ -3,21 +3,10 @@
 
 #include "attention_launch.cuh"
 #include "runtime.h"
+#include "tensor_map.h"
 
 namespace undivided::cuda {
 namespace {
-
-TensorMap tensor_map(const Boxes& boxes, Dtype dtype) {
-  const auto type =
-      dtype == Dtype::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const uint32_t steps[4] = {1, 1, 1, 1};
-  TensorMap map;
-  const CUresult result = tensor_map_encoder()(
-      &map, type, 4, boxes.data, boxes.size, boxes.stride + 1, boxes.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) throw std::runtime_error(refused_map(boxes.size, boxes.stride, result));
-  return map;
-}
 
 template <class K>
 void launch(const AttentionForward& job) {
@@ -31,8 +20,8 @@ void launch(const AttentionForward& job) {
   CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   CHECK(cudaMemsetAsync(job.counter, 0, sizeof(*job.counter), stream));
   kernel<<<std::min(multiprocessors, schedule.tiles), kThreads, bytes, stream>>>(
-      tensor_map(boxes_of_q(job), job.dtype), tensor_map(boxes_of_k(job), job.dtype),
-      tensor_map(boxes_of_v(job), job.dtype), job, schedule);
+      tensor_map(boxes_of_queries(job, job.q, kTileM), job.dtype), tensor_map(boxes_of_keys(job, job.k), job.dtype),
+      tensor_map(boxes_of_keys(job, job.v), job.dtype), job, schedule);
   CHECK(cudaGetLastError());
 }
 
@@ -40,7 +29,7 @@ void launch(const AttentionForward& job) {
 
 void attention_forward(const AttentionForward& job) {
   const OnDevice device(job.device);
-  with_kind(job, [&](auto kind) { launch<decltype(kind)>(job); });
+  with_kind<Kind>(job, [&](auto kind) { launch<decltype(kind)>(job); });
 }
 
 }  // namespace undivided::cuda

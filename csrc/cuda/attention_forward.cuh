@@ -72,7 +72,7 @@ struct Rows64 {
   int b, h, first;    // the first of the 64 queries
   int row;            // this thread's first query; its second one is 8 further
   Sequence at;
-  KeyTiles tiles;
+  Tiles tiles;
   Range seen[2];      // the keys that this thread's queries see
   HeadBias bias;
 };
@@ -93,12 +93,6 @@ DEVICE Rows64 rows_of(const AttentionForward& job, const Schedule& schedule, int
   for (int half = 0; half < 2; ++half) own.seen[half] = visible_keys(own.at, window, own.row + 8 * half);
   own.bias = head_bias(job, tile.b, tile.h);
   return own;
-}
-
-// One arrival for each warp: its lanes are then all done.
-DEVICE void release(uint64_t* empty, int thread) {
-  warp_sync();
-  if (thread % 32 == 0) barrier_arrive(empty);
 }
 
 // Starts s [64, 128] = q k^T. q: the first of the warpgroup's rows in a tile.
@@ -129,19 +123,16 @@ DEVICE void start_values(float (&acc)[K::HEAD_DIM / 2], uint32_t (&weights)[kTil
   products_commit();
 }
 
-// From the scores of key tile n to probabilities; the older sums shrink.
+// From the scores of key tile n to probabilities; shrink: what the older sums shrink by.
 template <class K>
-DEVICE void weigh(float (&s)[kTileN / 2], uint32_t (&weights)[kTileN / 4], float (&acc)[K::HEAD_DIM / 2],
-                  Softmax& state, float unit, const AttentionForward& job, const Rows64& own, int n) {
+DEVICE void weigh(float (&s)[kTileN / 2], Softmax& state, float unit, float (&shrink)[2], const AttentionForward& job,
+                  const Rows64& own, int n) {
   const int first = n * kTileN, column = first + fragment_column(own.thread);
   if constexpr (!K::PLAIN) {
-    transform(s, job, own.bias, own.at.shift, own.row, column, own.first, first, kGroupRows);
+    transform<1>(s, job, own.bias, own.at.shift, own.row, column, own.first, first, kGroupRows);
   }
   if (own.tiles.masked(n)) hide(s, own.seen, column);
-  float shrink[2];
   softmax_step(s, state, unit, shrink);
-  pack_weights<typename K::Element>(s, weights);
-  scale_rows(acc, shrink);
 }
 
 // Of a masked tile, before its values are used: hidden_values.cuh. Both warpgroups look through the whole tile, so both
@@ -164,6 +155,9 @@ DEVICE void guard(Shared<K>& shared, unsigned char* v, float (&acc)[K::HEAD_DIM 
 }
 
 // Attention of 64 queries: acc, unfinished, and the softmax's state. tile: the queries, which are there.
+//
+// The next scores are on their way before the softmax of these ones has been used: a warpgroup computes while the tensor
+// cores work for it, and for the other one.
 template <class K>
 DEVICE void attend(Shared<K>& shared, const unsigned char* tile, Place& keys, float (&acc)[K::HEAD_DIM / 2],
                    Softmax& state, float unit, const AttentionForward& job, const Rows64& own) {
@@ -173,26 +167,23 @@ DEVICE void attend(Shared<K>& shared, const unsigned char* tile, Place& keys, fl
   uint32_t weights[kTileN / 4];
   const int mine = kTurn + own.group, other = kTurn + 1 - own.group;
   const unsigned char* q = tile + own.group * kGroupRows * kRowBytes;
+  float shrink[2];
 
   barrier_wait(&shared.k_full[keys.stage], keys.parity);
   start_scores<K>(s, q, shared.k[keys.stage]);
   products_wait<0>();
   keep(s);
   release(&shared.k_empty[keys.stage], own.thread);
+  weigh<K>(s, state, unit, shrink, job, own, visited.begin);
+  pack_weights<typename K::Element>(s, weights);
 
   for (int n = visited.begin;; ++n) {
-    named_sync(mine, kComputing);
-    keep(s);  // so that nothing begins before the turn
-    weigh<K>(s, weights, acc, state, unit, job, own, n);
-    // Nor may an exponential be left for later: which barrier it is depends on all of them. Sums are never below 0.
-    named_arrive(state.total[0] + state.total[1] < 0.0F ? mine : other, kComputing);
-
     const Place here = keys;
     keys.advance();
     unsigned char* v = shared.v[here.stage];
-    barrier_wait(&shared.v_full[here.stage], here.parity);
-    if (own.tiles.masked(n)) guard(shared, v, acc, own, n);
     if (n + 1 == visited.end) {
+      barrier_wait(&shared.v_full[here.stage], here.parity);
+      if (own.tiles.masked(n)) guard(shared, v, acc, own, n);
       start_values<K>(acc, weights, v);
       products_wait<0>();
       keep(acc);
@@ -200,17 +191,26 @@ DEVICE void attend(Shared<K>& shared, const unsigned char* tile, Place& keys, fl
       release(&shared.v_empty[here.stage], own.thread);
       return;
     }
-    // The next scores follow these sums at once, so that the tensor cores go on while the other warpgroup has its turn.
+    if (own.tiles.masked(n)) {  // before the turn: both warpgroups meet there
+      barrier_wait(&shared.v_full[here.stage], here.parity);
+      guard(shared, v, acc, own, n);
+    }
     barrier_wait(&shared.k_full[keys.stage], keys.parity);
-    start_values<K>(acc, weights, v);
+    named_sync(mine, kComputing);
     start_scores<K>(s, q, shared.k[keys.stage]);
+    barrier_wait(&shared.v_full[here.stage], here.parity);
+    start_values<K>(acc, weights, v);
+    named_arrive(other, kComputing);
     products_wait<1>();
+    keep(s);
+    release(&shared.k_empty[keys.stage], own.thread);
+    weigh<K>(s, state, unit, shrink, job, own, n + 1);
+    products_wait<0>();
     keep(acc);
     keep(weights);
     release(&shared.v_empty[here.stage], own.thread);
-    products_wait<0>();
-    keep(s);
-    release(&shared.k_empty[keys.stage], own.thread);
+    pack_weights<typename K::Element>(s, weights);
+    scale_rows(acc, shrink);
   }
 }
 

@@ -1,10 +1,11 @@
-// What the host prepares for the attention forward: which kernel, the list of tiles, and what the copy engine reads.
+// What the host prepares for attention: which kernel, the list of tiles, and what the copy engine reads.
 #pragma once
 
 #include <stdexcept>
 #include <string>
 
 #include "attention.h"
+#include "attention_backward.cuh"
 #include "attention_forward.cuh"
 
 namespace undivided::cuda {
@@ -17,51 +18,75 @@ struct Boxes {
   uint32_t box[4];
 };
 
-inline Boxes boxes_of(const Rows& rows, int64_t head_dim, int64_t nheads, int64_t seqlen, int64_t batch) {
+inline Boxes boxes_of(const Rows& rows, int64_t head_dim, int64_t nheads, int64_t seqlen, int64_t batch,
+                      uint32_t height) {
   auto size = [](int64_t stride, int64_t count) { return static_cast<uint64_t>(stride == 0 ? 1 : count); };
   // The stride of a dimension of one element is never used, but must be one that is allowed.
   auto bytes = [](int64_t stride) { return static_cast<uint64_t>(stride == 0 ? 16 : 2 * stride); };
   return {rows.data,
           {static_cast<uint64_t>(head_dim), size(rows.h, nheads), static_cast<uint64_t>(seqlen), size(rows.b, batch)},
           {2, bytes(rows.h), bytes(rows.s), bytes(rows.b)},
-          {kPanel, 1, kTileM, 1}};
-}
-static_assert(kTileM == kTileN, "queries and keys are copied by boxes of one size");
-
-inline Boxes boxes_of_q(const AttentionForward& job) {
-  return boxes_of(job.q, job.head_dim, job.nheads, job.rows_q, job.batch);
-}
-inline Boxes boxes_of_k(const AttentionForward& job) {
-  return boxes_of(job.k, job.head_dim, job.nheads_kv, job.rows_k, job.batch);
-}
-inline Boxes boxes_of_v(const AttentionForward& job) {
-  return boxes_of(job.v, job.head_dim, job.nheads_kv, job.rows_k, job.batch);
+          {kPanel, 1, height, 1}};
 }
 
-inline Schedule schedule_of(const AttentionForward& job) {
-  // Tiles are counted, and the copy engine's coordinates are, by 32 bits; a little room for counting past the end.
+// rows: q or dout, k or v; height: the rows of a tile.
+inline Boxes boxes_of_queries(const AttentionForward& job, const Rows& rows, uint32_t height) {
+  return boxes_of(rows, job.head_dim, job.nheads, job.rows_q, job.batch, height);
+}
+inline Boxes boxes_of_keys(const AttentionForward& job, const Rows& rows) {
+  return boxes_of(rows, job.head_dim, job.nheads_kv, job.rows_k, job.batch, kTileN);
+}
+
+// Tiles are counted, and the copy engine's coordinates are, by 32 bits; a little room for counting past the end.
+inline void check_sizes(const AttentionForward& job, int64_t tiles) {
   constexpr int64_t most = INT32_MAX - (1 << 20);
-  const int64_t tiles = (static_cast<int64_t>(job.seqlen_q) / kTileM + 1) * job.batch * job.nheads;
   if (tiles > most || job.rows_q > most || job.rows_k > most) {
     throw std::runtime_error("too large: " + std::to_string(tiles) + " tiles of " + std::to_string(job.rows_q) +
                              " rows of queries and " + std::to_string(job.rows_k) + " of keys, at most " +
                              std::to_string(most) + " of each");
   }
+}
+
+inline Schedule schedule_of(const AttentionForward& job) {
+  check_sizes(job, (static_cast<int64_t>(job.seqlen_q) / kTileM + 1) * job.batch * job.nheads);
   const int64_t head_bytes = 2 * 2 * static_cast<int64_t>(job.seqlen_k) * job.head_dim;
   return make_schedule(job.batch, job.nheads, job.nheads / job.nheads_kv, job.seqlen_q, kTileM, head_bytes,
                        job.has_right);
 }
 
-// Calls function(Kind<...>{}) with the kind of kernel that runs the job.
-template <class Function>
+// Tiles of keys. Under a right bound the first keys are seen by most queries, so they are first already. What a head
+// moves through the L2 cache are its queries, the gradients of their outputs and the float32 sums.
+inline Schedule backward_schedule_of(const AttentionForward& job) {
+  check_sizes(job, (static_cast<int64_t>(job.seqlen_k) / kTileN + 1) * job.batch * job.nheads_kv);
+  const int64_t head_bytes = (2 + 2 + 4) * static_cast<int64_t>(job.seqlen_q) * job.head_dim;
+  return make_schedule(job.batch, job.nheads_kv, 1, job.seqlen_k, kTileN, head_bytes * (job.nheads / job.nheads_kv),
+                       false);
+}
+
+// The grid of what goes before and after: 64 rows, head, batch row.
+struct Grid {
+  uint32_t x, y, z;
+};
+inline Grid grid_of_rows(const AttentionForward& job) {
+  constexpr int32_t most = 65535;
+  if (job.batch > most || job.nheads > most) {
+    throw std::runtime_error("too large: batch " + std::to_string(job.batch) + " and nheads " +
+                             std::to_string(job.nheads) + ", at most " + std::to_string(most) + " each");
+  }
+  const auto blocks = static_cast<uint32_t>((job.seqlen_q + kPadding - 1) / kPadding) * (kPadding / kGroupRows);
+  return {blocks, static_cast<uint32_t>(job.nheads), static_cast<uint32_t>(job.batch)};
+}
+
+// Calls function(kind) with the kind of kernel that runs the job: a KIND<element, head_dim, plain>.
+template <template <class, int, bool> class KIND, class Function>
 void with_kind(const AttentionForward& job, Function function) {
   const bool plain = job.scale > 0 && job.softcap == 0 && job.values == nullptr && job.slopes == nullptr;
   auto with_element = [&](auto element) {
     using Element = decltype(element);
-    if (job.head_dim == 64 && plain) return function(Kind<Element, 64, true>{});
-    if (job.head_dim == 64) return function(Kind<Element, 64, false>{});
-    if (job.head_dim == 128 && plain) return function(Kind<Element, 128, true>{});
-    if (job.head_dim == 128) return function(Kind<Element, 128, false>{});
+    if (job.head_dim == 64 && plain) return function(KIND<Element, 64, true>{});
+    if (job.head_dim == 64) return function(KIND<Element, 64, false>{});
+    if (job.head_dim == 128 && plain) return function(KIND<Element, 128, true>{});
+    if (job.head_dim == 128) return function(KIND<Element, 128, false>{});
     throw std::runtime_error("head_dim " + std::to_string(job.head_dim) + " is not one of 64, 128");
   };
   if (job.dtype == Dtype::bfloat16) return with_element(Bfloat16{});

@@ -19,10 +19,6 @@ inline constexpr uint32_t kExponents<Bfloat16> = 0x7F807F80;
 template <>
 inline constexpr uint32_t kExponents<Float16> = 0x7C007C00;
 
-struct alignas(16) Chunk {
-  uint32_t words[4];
-};
-
 template <class Element>
 DEVICE bool not_finite(uint32_t largest) {
   constexpr uint32_t low = kExponents<Element> & 0xFFFF;

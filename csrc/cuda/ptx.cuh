@@ -7,6 +7,8 @@
 #else
 
 #include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -22,7 +24,9 @@ struct Float16 {};
 #define GRID_CONSTANT __grid_constant__
 
 DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
-DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
+DEVICE int block_index(int dim = 0) {
+  return static_cast<int>(dim == 0 ? blockIdx.x : dim == 1 ? blockIdx.y : blockIdx.z);
+}
 DEVICE int grid_size() { return static_cast<int>(gridDim.x); }
 DEVICE void block_sync() { __syncthreads(); }
 DEVICE void warp_sync() { __syncwarp(); }
@@ -73,6 +77,28 @@ DEVICE uint32_t packed<Float16>(float low, float high) {
   uint32_t both;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
+}
+
+// The sum of the products of two pairs.
+template <class Element>
+DEVICE float product_of_halves(uint32_t x, uint32_t y);
+template <>
+DEVICE float product_of_halves<Bfloat16>(uint32_t x, uint32_t y) {
+  const float2 a = __bfloat1622float2(reinterpret_cast<__nv_bfloat162&>(x));
+  const float2 b = __bfloat1622float2(reinterpret_cast<__nv_bfloat162&>(y));
+  return a.x * b.x + a.y * b.y;
+}
+template <>
+DEVICE float product_of_halves<Float16>(uint32_t x, uint32_t y) {
+  const float2 a = __half22float2(reinterpret_cast<__half2&>(x)), b = __half22float2(reinterpret_cast<__half2&>(y));
+  return a.x * b.x + a.y * b.y;
+}
+
+// Adds four numbers to four next to each other in global memory, where other blocks may do the same ("red").
+DEVICE void add_four(float* to, const float* values) {
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(values[0]), "f"(values[1]),
+               "f"(values[2]), "f"(values[3])
+               : "memory");
 }
 
 // Barriers in memory ("mbarrier"). A phase ends when `count` threads have arrived and all expected bytes have; phases
@@ -139,6 +165,13 @@ DEVICE void load_box(void* to, const TensorMap* map, uint64_t* barrier, int colu
       "[%2];" ::"r"(shared_address(to)),
       "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(head), "r"(row), "r"(b)
       : "memory");
+}
+// Bytes next to each other, a multiple of 16, as are both addresses ("cp.async.bulk").
+DEVICE void load_run(void* to, const void* from, uint64_t* barrier, uint32_t bytes) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
 }
 // What this thread wrote to shared memory, the copy engine and the tensor cores see after the next barrier
 // ("membar / fence", the async proxy).

@@ -18,6 +18,16 @@ constexpr int kGroupBytes = 1024;  // of the 8 rows after which the swizzle repe
 
 HOST_DEVICE constexpr uint32_t panel_bytes(int rows) { return static_cast<uint32_t>(rows) * kRowBytes; }
 
+struct alignas(16) Chunk {
+  uint32_t words[4];
+};
+struct alignas(16) Four {
+  float values[4];
+};
+struct alignas(8) Two {
+  float values[2];
+};
+
 // Byte offset of (row, column) in a tile of `rows` rows.
 HOST_DEVICE uint32_t swizzled(int rows, int row, int column) {
   const uint32_t chunk = static_cast<uint32_t>(column % kPanel / 8 ^ row % 8);

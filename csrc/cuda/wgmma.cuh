@@ -44,9 +44,16 @@ DEVICE void keep(uint32_t (&values)[COUNT]) {
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                                 \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// sums [64, 128] (+)= a [64, 16] b [128, 16]^T, both by descriptors of `summed_along_rows`. `add`: keep what is there.
+// sums [64, 2 * COUNT] (+)= a [64, 16] b [2 * COUNT, 16]^T, both by descriptors of `summed_along_rows`. `add`: keep what
+// is there.
+template <class Element>
+DEVICE void multiply_rows(float (&sums)[32], uint64_t a, uint64_t b, bool add);
 template <class Element>
 DEVICE void multiply_rows(float (&sums)[64], uint64_t a, uint64_t b, bool add);
+
+// sums [64, 64] (+)= a [16, 64]^T b [16, 64], both by descriptors of `summed_along_columns`.
+template <class Element>
+DEVICE void multiply_turned(float (&sums)[32], uint64_t a, uint64_t b, bool add);
 
 // sums [64, 2 * COUNT] += a [64, 16] b [16, 2 * COUNT]: a from registers, b by `summed_along_columns`.
 template <class Element>
@@ -55,8 +62,32 @@ template <class Element>
 DEVICE void multiply_columns(float (&sums)[64], const uint32_t* a, uint64_t b);
 
 // The flags at the end of an instruction: what is there counts; neither operand is negated; a, b lie along the sum
-// (0), or b across it (1).
+// (0), or across it (1).
 #define UNDIVIDED_WGMMA(Element, type)                                                                                 \
+  template <>                                                                                                          \
+  DEVICE void multiply_rows<Element>(float (&sums)[32], uint64_t a, uint64_t b, bool add) {                            \
+    asm volatile(                                                                                                      \
+        "{\n"                                                                                                          \
+        ".reg .pred add;\n"                                                                                            \
+        "setp.ne.b32 add, %34, 0;\n"                                                                                   \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" UNDIVIDED_NAMES_32                            \
+        "}, %32, %33, add, 1, 1, 0, 0;\n"                                                                              \
+        "}\n"                                                                                                          \
+        : UNDIVIDED_32(sums)                                                                                           \
+        : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));                                                             \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  DEVICE void multiply_turned<Element>(float (&sums)[32], uint64_t a, uint64_t b, bool add) {                          \
+    asm volatile(                                                                                                      \
+        "{\n"                                                                                                          \
+        ".reg .pred add;\n"                                                                                            \
+        "setp.ne.b32 add, %34, 0;\n"                                                                                   \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" UNDIVIDED_NAMES_32                            \
+        "}, %32, %33, add, 1, 1, 1, 1;\n"                                                                              \
+        "}\n"                                                                                                          \
+        : UNDIVIDED_32(sums)                                                                                           \
+        : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));                                                             \
+  }                                                                                                                    \
   template <>                                                                                                          \
   DEVICE void multiply_rows<Element>(float (&sums)[64], uint64_t a, uint64_t b, bool add) {                            \
     asm volatile(                                                                                                      \

@@ -127,6 +127,7 @@ class Block {
   std::map<uint32_t, PhaseBarrier> barriers;
   unsigned char* shared;
   int current = 0, block = 0, grid = 1;
+  int others[2] = {0, 0};  // the block's place along the other dimensions of the grid
   std::mt19937 random;
   bool late;
 

@@ -33,23 +33,60 @@ TensorMap tensor_map(const Boxes& boxes) {
   return map;
 }
 
+// Runs a block of the grid.
+template <class Body>
+void run_block(int threads, int index, int grid, const int (&others)[2], Body body) {
+  emulator::Block block(threads, seed == 0 ? 0 : seed + static_cast<uint32_t>(index));
+  block.block = index;
+  block.grid = grid;
+  block.others[0] = others[0];
+  block.others[1] = others[1];
+  emulator::block = &block;
+  products.assign(threads, {});
+  block.run(body);
+  emulator::block = nullptr;
+}
+
 void attention_forward(const AttentionForward& job) {
-  with_kind(job, [&](auto kind) {
+  with_kind<Kind>(job, [&](auto kind) {
     using K = decltype(kind);
     static_assert(sizeof(Shared<K>) <= emulator::kSharedBytes);
     const Schedule schedule = schedule_of(job);
-    const TensorMap q = tensor_map(boxes_of_q(job)), k = tensor_map(boxes_of_k(job)), v = tensor_map(boxes_of_v(job));
+    const TensorMap q = tensor_map(boxes_of_queries(job, job.q, kTileM)), k = tensor_map(boxes_of_keys(job, job.k)),
+                    v = tensor_map(boxes_of_keys(job, job.v));
     *job.counter = 0;
     const int grid = std::min(multiprocessors, schedule.tiles);
     for (int index = 0; index < grid; ++index) {
-      emulator::Block block(kThreads, seed == 0 ? 0 : seed + static_cast<uint32_t>(index));
-      block.block = index;
-      block.grid = grid;
-      emulator::block = &block;
-      products.assign(kThreads, {});
-      block.run([&] { attention_forward_kernel<K>(q, k, v, job, schedule); });
-      emulator::block = nullptr;
+      run_block(kThreads, index, grid, {0, 0}, [&] { attention_forward_kernel<K>(q, k, v, job, schedule); });
     }
+  });
+}
+
+void attention_backward(const AttentionBackward& job) {
+  const AttentionForward& call = job.call;
+  with_kind<BackwardKind>(call, [&](auto kind) {
+    using K = decltype(kind);
+    static_assert(sizeof(BackwardShared<K>) <= emulator::kSharedBytes);
+    const Schedule schedule = backward_schedule_of(call);
+    const TensorMap q = tensor_map(boxes_of_queries(call, call.q, K::TILE_M)),
+                    k = tensor_map(boxes_of_keys(call, call.k)), v = tensor_map(boxes_of_keys(call, call.v)),
+                    dout = tensor_map(boxes_of_queries(call, job.dout, K::TILE_M));
+    const Grid grid = grid_of_rows(call);
+    auto every_row = [&](auto body) {
+      for (int z = 0; z < static_cast<int>(grid.z); ++z) {
+        for (int y = 0; y < static_cast<int>(grid.y); ++y) {
+          for (int x = 0; x < static_cast<int>(grid.x); ++x) {
+            run_block(kGroup, x, static_cast<int>(grid.x), {y, z}, body);
+          }
+        }
+      }
+    };
+    every_row([&] { attention_prepare_kernel<K>(job); });
+    for (int index = 0; index < schedule.tiles; ++index) {
+      run_block(kThreads, index, schedule.tiles, {0, 0},
+                [&] { attention_backward_kernel<K>(q, k, v, dout, job, schedule); });
+    }
+    every_row([&] { attention_finish_kernel<K>(job); });
   });
 }
 
@@ -69,7 +106,14 @@ std::vector<std::tuple<int, int, int>> tiles(int batch, int nheads, int group, i
 // below 0 is none.
 std::tuple<int, int, int, int> visited(int lenq, int lenk, int64_t shift, int64_t left, int64_t right, int m) {
   const Sequence at{0, 0, lenq, lenk, shift};
-  const KeyTiles found = key_tiles<kTileM, kTileN>(at, Window{left >= 0, right >= 0, left, right}, m);
+  const Tiles found = key_tiles<kTileM, kTileN>(at, Window{left >= 0, right >= 0, left, right}, m);
+  return {found.visited.begin, found.visited.end, found.whole.begin, found.whole.end};
+}
+
+// The same of the query tiles, of 64, that visit the keys from n on.
+std::tuple<int, int, int, int> visiting(int lenq, int lenk, int64_t shift, int64_t left, int64_t right, int n) {
+  const Sequence at{0, 0, lenq, lenk, shift};
+  const Tiles found = query_tiles<64, kTileN>(at, Window{left >= 0, right >= 0, left, right}, n);
   return {found.visited.begin, found.visited.end, found.whole.begin, found.whole.end};
 }
 
@@ -81,5 +125,6 @@ PYBIND11_MODULE(undivided_emulated, module) {
   module.def("set_multiprocessors", [](int value) { multiprocessors = value; });
   module.def("tiles", &undivided::cuda::tiles);
   module.def("visited", &undivided::cuda::visited);
+  module.def("visiting", &undivided::cuda::visiting);
   for (const auto* each = first_binding; each != nullptr; each = each->next) each->define(module);
 }

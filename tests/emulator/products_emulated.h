@@ -81,12 +81,28 @@ void start_product(float* sums, int count, bool add, Left left, Right right) {
 
 inline int first_row(int thread) { return thread % 128 / 32 * 16 + thread % 32 / 4; }
 
-template <class Element>
-void multiply_rows(float (&sums)[64], uint64_t a, uint64_t b, bool add) {
+template <class Element, int COUNT>
+void multiply_turned(float (&sums)[COUNT], uint64_t a, uint64_t b, bool add) {
+  const Matrix left(a), right(b);
+  const int row = first_row(block->current), even = row / 2 * 2;  // columns of a come in pairs
+  start_product(
+      sums, COUNT, add,
+      [=](float (*to)[16]) {
+        for (int half = 0; half < 2; ++half) {
+          float pair[2][16];
+          left.along_columns<Element>(even + 8 * half, pair);
+          std::copy_n(pair[row - even], 16, to[half]);
+        }
+      },
+      [=](int column, float (*to)[16]) { right.along_columns<Element>(column, to); });
+}
+
+template <class Element, int COUNT>
+void multiply_rows(float (&sums)[COUNT], uint64_t a, uint64_t b, bool add) {
   const Matrix left(a), right(b);
   const int row = first_row(block->current);
   start_product(
-      sums, 64, add,
+      sums, COUNT, add,
       [=](float (*to)[16]) {
         for (int half = 0; half < 2; ++half) left.along_row<Element>(row + 8 * half, to[half]);
       },

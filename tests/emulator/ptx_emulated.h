@@ -26,7 +26,7 @@ struct TensorMap {
 };
 
 DEVICE int thread_index() { return block->current; }
-DEVICE int block_index() { return block->block; }
+DEVICE int block_index(int dim = 0) { return dim == 0 ? block->block : block->others[dim - 1]; }
 DEVICE int grid_size() { return block->grid; }
 DEVICE int warp_uniform(int value) { return static_cast<int>(block->shuffle(static_cast<uint32_t>(value), 0)); }
 DEVICE void warp_sync() { block->shuffle(0, 0); }
@@ -103,6 +103,16 @@ uint32_t packed(float low, float high) {
   return static_cast<uint32_t>(rounded<Element>(high)) << 16 | rounded<Element>(low);
 }
 
+template <class Element>
+float product_of_halves(uint32_t x, uint32_t y) {
+  return widened<Element>(static_cast<uint16_t>(x)) * widened<Element>(static_cast<uint16_t>(y)) +
+         widened<Element>(static_cast<uint16_t>(x >> 16)) * widened<Element>(static_cast<uint16_t>(y >> 16));
+}
+DEVICE void add_four(float* to, const float* values) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) throw std::logic_error("four numbers at an odd address");
+  for (int n = 0; n < 4; ++n) to[n] += values[n];
+}
+
 DEVICE void barrier_init(uint64_t* barrier, uint32_t count) {
   block->barriers[shared_address(barrier)] = {count, count, 0, 0};
 }
@@ -151,6 +161,17 @@ DEVICE void load_box(void* to, const TensorMap* map, uint64_t* barrier, int colu
       }
     }
     block->arrive(from, -static_cast<int64_t>(bytes), false);
+  });
+}
+DEVICE void load_run(void* to, const void* from, uint64_t* barrier, uint32_t bytes) {
+  const uint32_t start = shared_address(to), at = shared_address(barrier);
+  if (start % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0) {
+    throw std::logic_error("a run of bytes that is no multiple of 16");
+  }
+  std::memset(to, 0xFF, bytes);
+  block->later([=] {
+    std::memcpy(shared_pointer(start), from, bytes);
+    block->arrive(at, -static_cast<int64_t>(bytes), false);
   });
 }
 DEVICE void publish_to_engines() {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..dispatch import AttentionCall, Backend
 from ..rules import (
     head_dims,
@@ -47,7 +49,10 @@ def cuda_words(call: AttentionCall) -> str | None:
         "mask": call.mask,
         "dense bias": call.bias == "dense",
         "dropout": call.dropout,
-        "backward (a tensor requires a gradient; use torch.no_grad() for the forward alone)": call.needs_grad,
+        "gradient of a relative bias": call.needs_grad and call.bias == "relative" and call.bias_needs_grad,
+        "gradient with softcap": call.needs_grad and call.softcap,
+        "deterministic gradient (torch.use_deterministic_algorithms is on)": call.needs_grad
+        and torch.are_deterministic_algorithms_enabled(),
     }
     asked = [word for word, present in refused.items() if present]
     return f"this kernel has no {', no '.join(asked)}; leave it out or use another backend" if asked else None
