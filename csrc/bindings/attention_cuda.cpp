@@ -79,7 +79,8 @@ UNDIVIDED_BINDINGS(attention_cuda, module) {
                                            uintptr_t dq, int64_t dq_b, int64_t dq_s, int64_t dq_h,                 //
                                            uintptr_t dk, int64_t dk_b, int64_t dk_s, int64_t dk_h,                 //
                                            uintptr_t dv, int64_t dv_b, int64_t dv_s, int64_t dv_h, uintptr_t dlse, //
-                                           uintptr_t lse2, uintptr_t delta, uintptr_t sums, int64_t rows_padded) {
+                                           uintptr_t lse2, uintptr_t delta, uintptr_t sums,                     //
+                                           uintptr_t by_distance, int64_t rows_padded) {
     cuda::AttentionBackward job{};
     job.call = call;
     job.dout = rows(dout, dout_b, dout_s, dout_h);
@@ -90,6 +91,7 @@ UNDIVIDED_BINDINGS(attention_cuda, module) {
     job.lse2 = pointer<float>(lse2);
     job.delta = pointer<float>(delta);
     job.sums = pointer<float>(sums);
+    job.by_distance = pointer<float>(by_distance);
     job.rows_padded = rows_padded;
     undivided::without_lock(&cuda::attention_backward, job);
   });

@@ -51,6 +51,7 @@ struct AttentionBackward {
   const float* dlse;      // as lse, or null
   float *lse2, *delta;    // written: (batch, nheads, rows_padded), or (nheads, rows_padded) of a packed batch
   float* sums;            // written: the same rows of head_dim numbers each, in an order of its own
+  float* by_distance;     // written: (batch, nheads, blocks of 128 keys, 2 * span + 1), or null: not wanted
   int64_t rows_padded;    // seqlen_q padded, or enough for all sequences of a packed batch
 };
 

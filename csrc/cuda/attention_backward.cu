@@ -19,7 +19,7 @@ void launch(const AttentionBackward& job) {
   CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   attention_prepare_kernel<K><<<grid, kGroup, 0, stream>>>(job);
   CHECK(cudaGetLastError());
-  kernel<<<schedule.tiles, kThreads, bytes, stream>>>(
+  kernel<<<schedule.tiles, K::THREADS, bytes, stream>>>(
       tensor_map(boxes_of_queries(call, call.q, K::TILE_M), call.dtype), tensor_map(boxes_of_keys(call, call.k), call.dtype),
       tensor_map(boxes_of_keys(call, call.v), call.dtype),
       tensor_map(boxes_of_queries(call, job.dout, K::TILE_M), call.dtype), job, schedule);
@@ -32,7 +32,7 @@ void launch(const AttentionBackward& job) {
 
 void attention_backward(const AttentionBackward& job) {
   const OnDevice device(job.call.device);
-  with_kind<BackwardKind>(job.call, [&](auto kind) { launch<decltype(kind)>(job); });
+  with_backward_kind(job, [&](auto kind) { launch<decltype(kind)>(job); });
 }
 
 }  // namespace undivided::cuda

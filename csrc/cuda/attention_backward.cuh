@@ -7,6 +7,7 @@
 // In which order they do is left to chance, and so are the last bits of dq.
 #pragma once
 
+#include "attention_backward_rows.cuh"
 #include "attention_block.cuh"
 #include "hidden_values.cuh"
 #include "scheduler.cuh"
@@ -16,10 +17,16 @@
 
 namespace undivided::cuda {
 
-constexpr int kBackwardLoadingRegisters = 24, kBackwardComputingRegisters = 240;
+// The loading warpgroup has one warp that loads; the others sum gradients by distance, see distances.cuh.
+constexpr int kSumming = 3;
+constexpr int kMostSpan = 1024;  // of a relative bias with a gradient
 
-template <class ELEMENT, int HEAD_DIM_, bool PLAIN_>
-struct BackwardKind {
+// TABLE: the gradient of a relative bias is wanted.
+template <class ELEMENT, int HEAD_DIM_, bool PLAIN_, bool TABLE_ = false>
+struct BackwardKind : Team<2> {
+  static constexpr bool TABLE = TABLE_;
+  // Those who sum that gradient need more than those who load.
+  static constexpr int LOADING_REGISTERS = TABLE ? 40 : 24, COMPUTING_REGISTERS = TABLE ? 232 : 240;
   using Element = ELEMENT;
   static constexpr int HEAD_DIM = HEAD_DIM_;
   static constexpr bool PLAIN = PLAIN_;
@@ -33,91 +40,19 @@ struct alignas(kGroupBytes) BackwardShared {
   unsigned char k[K::KEY_BYTES], v[K::KEY_BYTES];  // and dk, dv, on their way out
   unsigned char q[kStages][K::QUERY_BYTES], dout[kStages][K::QUERY_BYTES];
   unsigned char ds[kStages][kTileN * K::TILE_M * 2];  // gradients of the scores: keys by queries
+  alignas(16) float dq[K::GROUPS][kGroupRows * kPanel];  // on its way out
   alignas(16) float lse[kStages][K::TILE_M], delta[kStages][K::TILE_M];
   uint64_t keys_full, q_full[kStages], q_empty[kStages], dout_full[kStages], dout_empty[kStages];
+  uint64_t ds_full[kStages], ds_empty[kStages];  // only for those who sum by distance
+  float by_distance[K::TABLE ? 2 * kMostSpan + 1 : 1], ends[K::TABLE ? 2 * kSumming : 1];
   uint8_t bad[kTileN];  // see hidden_values.cuh
 };
-
-// Where the rows of a sequence begin in the statistics and sums, which are padded to whole tiles.
-DEVICE int64_t padded_row(const AttentionForward& call, const AttentionBackward& job, int b, int h, const Sequence& at) {
-  if (call.cu_q == nullptr) return (static_cast<int64_t>(b) * call.nheads + h) * job.rows_padded;
-  return h * job.rows_padded + (at.first_q + static_cast<int64_t>(b) * kPadding) / kPadding * kPadding;
-}
 
 // The tile of queries of one step. Without a right bound all blocks of a head would begin with the same queries, and add
 // to the same sums: each begins elsewhere.
 DEVICE int tile_of_step(const Range& visited, bool has_right, int block, int step) {
   const int count = visited.end - visited.begin;
   return visited.begin + (has_right ? step : (step + block) % count);
-}
-
-// ---- before: what a row needs, and sums of 0 ----
-
-// One block of 128 threads for 64 rows of one head. delta = sum(out * dout) - dlse; lse2 = lse * log2(e), inf for a row
-// that saw nothing or lies outside, so that its probabilities come out 0.
-template <class Element, int HEAD_DIM>
-DEVICE void prepare_rows(const AttentionBackward& job, int block, int h, int b) {
-  const AttentionForward& call = job.call;
-  const Sequence at = sequence_of(call, b);
-  const int rows = (call.cu_q != nullptr ? at.lenq : call.seqlen_q), first = block * kGroupRows;
-  if (first >= (rows + kPadding - 1) / kPadding * kPadding) return;
-  const int64_t padded = padded_row(call, job, b, h, at) + first;
-  constexpr int SHARE = HEAD_DIM / 8;  // threads of a row
-  const int thread = thread_index(), d = thread % SHARE * 8;
-  const auto* out = static_cast<const uint16_t*>(call.out.data) + b * call.out.b + h * call.out.h + d;
-  const auto* dout = static_cast<const uint16_t*>(job.dout.data) + b * job.dout.b + h * job.dout.h + d;
-  for (int r = thread / SHARE; r < kGroupRows; r += kGroup / SHARE) {
-    const bool inside = first + r < at.lenq;
-    float sum = 0.0F;
-    if (inside) {
-      const int64_t row = at.first_q + first + r;
-      const Chunk x = *reinterpret_cast<const Chunk*>(out + row * call.out.s);
-      const Chunk y = *reinterpret_cast<const Chunk*>(dout + row * job.dout.s);
-#pragma unroll
-      for (int n = 0; n < 4; ++n) sum += product_of_halves<Element>(x.words[n], y.words[n]);
-    }
-#pragma unroll
-    for (int lanes = 1; lanes < SHARE; lanes *= 2) sum += shuffle_xor(sum, lanes);
-    if (d == 0) {
-      const int64_t from = b * call.lse_b + h * call.lse_h + at.first_q + first + r;
-      const float natural = inside ? call.lse[from] : -kInfinity;
-      job.lse2[padded + r] = natural == -kInfinity ? kInfinity : natural * kLog2e;
-      job.delta[padded + r] = inside ? sum - (job.dlse == nullptr ? 0.0F : job.dlse[from]) : 0.0F;
-    }
-  }
-  auto* sums = reinterpret_cast<Chunk*>(job.sums + padded * HEAD_DIM);
-  for (int n = thread; n < kGroupRows * HEAD_DIM / 4; n += kGroup) sums[n] = Chunk{};
-}
-
-// ---- after: sums to dq ----
-
-// The place of a thread's element 4 * n of the 64 x 64 sums of a warpgroup: neighbours in a warp are neighbours there.
-HOST_DEVICE int sum_place(int n, int thread) { return (n * kGroup + thread) * 4; }
-
-template <class Element, int HEAD_DIM>
-DEVICE void finish_rows(const AttentionBackward& job, int block, int h, int b) {
-  const AttentionForward& call = job.call;
-  const Sequence at = sequence_of(call, b);
-  const int rows = call.cu_q != nullptr ? at.lenq : call.seqlen_q, first = block * kGroupRows;
-  if (first >= rows) return;
-  const int64_t padded = padded_row(call, job, b, h, at) + first;
-  auto* dq = static_cast<uint16_t*>(job.dq.data) + b * job.dq.b + h * job.dq.h;
-  const int thread = thread_index(), row = first + fragment_row(thread), column = fragment_column(thread);
-#pragma unroll
-  for (int panel = 0; panel < HEAD_DIM / kPanel; ++panel) {
-    const float* sums = job.sums + padded * HEAD_DIM + panel * kGroupRows * kPanel;
-#pragma unroll
-    for (int n = 0; n < kPanel / 8; ++n) {
-      const auto four = *reinterpret_cast<const Four*>(sums + sum_place(n, thread));
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (row + 8 * half >= rows) continue;
-        const int64_t to = (at.first_q + row + 8 * half) * job.dq.s + panel * kPanel + n * 8 + column;
-        *reinterpret_cast<uint32_t*>(dq + to) =
-            packed<Element>(four.values[2 * half] * call.scale, four.values[2 * half + 1] * call.scale);
-      }
-    }
-  }
 }
 
 // ---- the loading warpgroup: one thread of it ----
@@ -207,12 +142,25 @@ DEVICE void start_dq(float (&dq)[kPanel / 2], const unsigned char* ds, const uns
   products_commit();
 }
 
+// Adds a warpgroup's part of dq, which is there, to the sums in memory, by the copy engine. `from`: shared memory that the
+// last addition no longer reads.
+DEVICE void add_dq(float* to, float* from, float (&dq)[kPanel / 2], int group, int thread) {
+  keep(dq);
+#pragma unroll
+  for (int n = 0; n < kPanel / 8; ++n) {
+    *reinterpret_cast<Four*>(from + sum_place(n, thread)) = {{dq[4 * n], dq[4 * n + 1], dq[4 * n + 2], dq[4 * n + 3]}};
+  }
+  publish_to_engines();
+  named_sync(kAmong + group, kGroup);
+  if (thread == 0) add_run(to, from, kGroupRows * kPanel * 4);
+}
+
 // Sets the rows of a tile of queries that lie outside of the sequence to 0: 0 times what stands there must be 0.
 template <class K>
 DEVICE void clear_outside(unsigned char* tile, int inside, int thread) {
   constexpr int CHUNKS = K::HEAD_DIM / 8;
 #pragma unroll 1
-  for (int n = inside * CHUNKS + thread; n < K::TILE_M * CHUNKS; n += kComputing) {
+  for (int n = inside * CHUNKS + thread; n < K::TILE_M * CHUNKS; n += K::COMPUTING) {
     *reinterpret_cast<Chunk*>(tile + swizzled(K::TILE_M, n / CHUNKS, n % CHUNKS * 8)) = Chunk{};
   }
 }
@@ -225,6 +173,28 @@ DEVICE void replace_hidden(float (&s)[COUNT], const Range (&seen)[2], int column
     const int i = column + n / 4 * 8 + n % 2;
     const Range& row = seen[n / 2 % 2];
     if (i < row.begin || i >= row.end) s[n] = by;
+  }
+}
+
+// s becomes exp2(s * unit - lse2). lse2: of the queries, from element 0's on.
+template <int COUNT>
+DEVICE void to_probabilities(float (&s)[COUNT], const float* lse2, float unit) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i += 4) {
+    const Two of = *reinterpret_cast<const Two*>(lse2 + 2 * i);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) s[i + e] = exp2_fast(s[i + e] * unit - of.values[e % 2]);
+  }
+}
+
+// dp, gradients of the probabilities p, become those of the scores: p * (dp - delta).
+template <int COUNT>
+DEVICE void to_gradients(float (&dp)[COUNT], const float (&p)[COUNT], const float* delta) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i += 4) {
+    const Two of = *reinterpret_cast<const Two*>(delta + 2 * i);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) dp[i + e] = p[i + e] * (dp[i + e] - of.values[e % 2]);
   }
 }
 
@@ -274,10 +244,10 @@ DEVICE void compute_backward(BackwardShared<K>& shared, const AttentionBackward&
     bool any_bad = share_is_bad<Element, K::KEY_BYTES>(shared.k, thread, kGroup);
     any_bad = named_any(kAmong + group, kGroup, any_bad);
     if (any_bad) {
-      named_sync(kTogether, kComputing);
+      named_sync(kTogether, K::COMPUTING);
       clear_bad_rows<Element, K::HEAD_DIM, kTileN>(shared.k, shared.bad, group * kGroup + thread);
       publish_to_engines();
-      named_sync(kTogether, kComputing);
+      named_sync(kTogether, K::COMPUTING);
 #pragma unroll
       for (int half = 0; half < 2; ++half) bad[half] = shared.bad[key - n + 8 * half] != 0;
     }
@@ -288,8 +258,9 @@ DEVICE void compute_backward(BackwardShared<K>& shared, const AttentionBackward&
       const int h = tile.h * members + member;
       const HeadBias bias = head_bias(call, tile.b, h);
       float* sums = job.sums + padded_row(call, job, tile.b, h, at) * K::HEAD_DIM;
-      for (int step = 0; step < count; ++step) {
+      for (int step = 0; step < count; ++step, place.advance()) {
         const int index = tile_of_step(tiles.visited, call.has_right, tile.block, step), m = index * K::TILE_M;
+        const bool masked = tiles.masked(index);
         unsigned char *q = shared.q[place.stage], *dout = shared.dout[place.stage], *ds = shared.ds[place.stage];
         float s[COUNT], dp[COUNT];
         barrier_wait(&shared.q_full[place.stage], place.parity);
@@ -298,49 +269,41 @@ DEVICE void compute_backward(BackwardShared<K>& shared, const AttentionBackward&
           clear_outside<K>(q, at.lenq - m, group * kGroup + thread);
           clear_outside<K>(dout, at.lenq - m, group * kGroup + thread);
           publish_to_engines();
-          named_sync(kTogether, kComputing);
+          named_sync(kTogether, K::COMPUTING);
         }
         start_rows<K>(s, own_k, q);
         barrier_wait(&shared.dout_full[place.stage], place.parity);
         start_rows<K>(dp, own_v, dout);
         products_wait<1>();
         keep(s);
-        const bool masked = tiles.masked(index);
-        if constexpr (!K::PLAIN) transform<-1>(s, call, bias, at.shift, m + column, key, m, n + group * kGroupRows, kGroupRows);
+        if constexpr (!K::PLAIN) {
+          transform<-1>(s, call, bias, at.shift, m + column, key, m, n + group * kGroupRows, kGroupRows);
+        }
         if (any_bad) {
 #pragma unroll
           for (int i = 0; i < COUNT; ++i) s[i] = bad[i / 2 % 2] ? __builtin_nanf("") : s[i];
         }
         if (masked) replace_hidden(s, seen, m + column, -kInfinity);
-        const float *lse = shared.lse[place.stage] + column, *delta = shared.delta[place.stage] + column;
-#pragma unroll
-        for (int i = 0; i < COUNT; i += 4) {
-          const Two of = *reinterpret_cast<const Two*>(lse + 2 * i);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) s[i + e] = exp2_fast(s[i + e] * unit - of.values[e % 2]);
-        }
+        to_probabilities(s, shared.lse[place.stage] + column, unit);
         products_wait<0>();
         keep(dp);
-#pragma unroll
-        for (int i = 0; i < COUNT; i += 4) {
-          const Two of = *reinterpret_cast<const Two*>(delta + 2 * i);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) dp[i + e] = s[i + e] * (dp[i + e] - of.values[e % 2]);
-        }
+        to_gradients(dp, s, shared.delta[place.stage] + column);
         if (masked) replace_hidden(dp, seen, m + column, 0.0F);
+
         uint32_t p[COUNT / 2], gradients[COUNT / 2];
         pack_weights<Element>(s, p);
         start_sums<K>(dv, p, dout);
         pack_weights<Element>(dp, gradients);
+        if constexpr (K::TABLE) barrier_wait(&shared.ds_empty[place.stage], place.parity ^ 1);
 #pragma unroll
         for (int i = 0; i < COUNT / 2; ++i) {
-          const uint32_t to =
-              swizzled(kTileN, key - n + i % 2 * 8, column + i / 2 * 8);
-          *reinterpret_cast<uint32_t*>(ds + to) = gradients[i];
+          *reinterpret_cast<uint32_t*>(ds + swizzled(kTileN, key - n + i % 2 * 8, column + i / 2 * 8)) = gradients[i];
         }
         publish_to_engines();
+        if constexpr (K::TABLE) release(&shared.ds_full[place.stage], thread);
         start_sums<K>(dk, gradients, q);
-        named_sync(kTogether, kComputing);
+        if (thread == 0) runs_are_read();
+        named_sync(kTogether, K::COMPUTING);  // both have written their gradients, and the last dq has been read
         float dq[kPanel / 2];
         start_dq<K>(dq, ds, shared.k, group);
         products_wait<1>();
@@ -351,15 +314,13 @@ DEVICE void compute_backward(BackwardShared<K>& shared, const AttentionBackward&
         release(&shared.dout_empty[place.stage], thread);
         release(&shared.q_empty[place.stage], thread);
         products_wait<0>();
-        keep(dq);
         // 64 rows of 64 columns: the tile's second rows, or its second columns.
         float* to = sums + static_cast<int64_t>(m) * K::HEAD_DIM + group * kGroupRows * kPanel;
-#pragma unroll
-        for (int i = 0; i < kPanel / 8; ++i) add_four(to + sum_place(i, thread), dq + 4 * i);
-        place.advance();
+        add_dq(to, shared.dq[group], dq, group, thread);
       }
     }
-    named_sync(kTogether, kComputing);  // nobody reads k any more
+    if (thread == 0) runs_are_read();
+    named_sync(kTogether, K::COMPUTING);  // nobody reads k any more
   }
   const int rows = call.cu_k != nullptr ? at.lenk : call.seqlen_k;
   if (n >= rows) return;
@@ -367,8 +328,14 @@ DEVICE void compute_backward(BackwardShared<K>& shared, const AttentionBackward&
   store_keys<K>(shared.v, dv, 1.0F, job.dv, tile.b, tile.h, at.first_k, n, rows, group, thread);
 }
 
+}  // namespace undivided::cuda
+
+#include "distances.cuh"
+
+namespace undivided::cuda {
+
 template <class K>
-KERNEL(kThreads)
+KERNEL(K::THREADS)
 attention_backward_kernel(const GRID_CONSTANT TensorMap q, const GRID_CONSTANT TensorMap k,
                           const GRID_CONSTANT TensorMap v, const GRID_CONSTANT TensorMap dout,
                           const GRID_CONSTANT AttentionBackward job, const GRID_CONSTANT Schedule schedule) {
@@ -378,7 +345,9 @@ attention_backward_kernel(const GRID_CONSTANT TensorMap q, const GRID_CONSTANT T
     barrier_init(&shared.keys_full, 1);
     for (int stage = 0; stage < kStages; ++stage) {
       for (uint64_t* full : {shared.q_full, shared.dout_full}) barrier_init(full + stage, 1);
-      for (uint64_t* empty : {shared.q_empty, shared.dout_empty}) barrier_init(empty + stage, kWarps);
+      for (uint64_t* empty : {shared.q_empty, shared.dout_empty}) barrier_init(empty + stage, K::WARPS);
+      barrier_init(shared.ds_full + stage, K::WARPS);
+      barrier_init(shared.ds_empty + stage, kSumming);
     }
     barriers_are_initialised();
     for (const TensorMap* map : {&q, &k, &v, &dout}) prefetch(map);
@@ -386,24 +355,15 @@ attention_backward_kernel(const GRID_CONSTANT TensorMap q, const GRID_CONSTANT T
   block_sync();
   const Tile tile = tile_of(schedule, block_index());
   if (thread_index() < kGroup) {
-    release_registers<kBackwardLoadingRegisters>();
+    release_registers<K::LOADING_REGISTERS>();
     if (thread_index() == 0) load_backward(shared, &q, &k, &v, &dout, job, tile);
+    if constexpr (K::TABLE) {
+      if (thread_index() >= 32) sum_by_distance(shared, job, tile, schedule.blocks);
+    }
   } else {
-    claim_registers<kBackwardComputingRegisters>();
+    claim_registers<K::COMPUTING_REGISTERS>();
     compute_backward(shared, job, tile);
   }
-}
-
-template <class K>
-KERNEL(kGroup)
-attention_prepare_kernel(const GRID_CONSTANT AttentionBackward job) {
-  prepare_rows<typename K::Element, K::HEAD_DIM>(job, block_index(), block_index(1), block_index(2));
-}
-
-template <class K>
-KERNEL(kGroup)
-attention_finish_kernel(const GRID_CONSTANT AttentionBackward job) {
-  finish_rows<typename K::Element, K::HEAD_DIM>(job, block_index(), block_index(1), block_index(2));
 }
 
 }  // namespace undivided::cuda

@@ -8,33 +8,41 @@
 
 namespace undivided::cuda {
 
-constexpr int kTileM = 128, kTileN = 128;  // queries of a tile, keys of a tile
-constexpr int kGroup = 128;                // threads of a warpgroup
-constexpr int kGroupRows = 64;             // queries of a computing warpgroup
-constexpr int kComputing = 2 * kGroup, kThreads = kComputing + kGroup;
-constexpr int kWarps = kComputing / 32;    // that compute
-// 65536 registers: 128 * 40 + 256 * 232 fit, as 384 * 168 do, which is what the block starts with.
-constexpr int kLoadingRegisters = 40, kComputingRegisters = 232;
-constexpr int kStages = 2;  // of queries, and of keys and values
+constexpr int kTileN = 128;     // keys of a tile
+constexpr int kGroup = 128;     // threads of a warpgroup
+constexpr int kGroupRows = 64;  // rows of a computing warpgroup
+constexpr int kStages = 2;      // of queries, and of keys and values
 
-// Named barriers. 0 is block_sync's.
-constexpr int kTurn = 1;      // and 2: the softmax of warpgroup 0, of warpgroup 1
-constexpr int kTogether = 3;  // both
-constexpr int kAmong = 4;     // and 5: the threads of one
+// Named barriers. 0 is block_sync's; up to three warpgroups compute.
+constexpr int kTurn = 1;      // and 2, 3: the products of warpgroup 0, 1, 2
+constexpr int kTogether = 4;  // all that compute
+constexpr int kAmong = 5;     // and 6, 7: the threads of one
+constexpr int kSums = 8;      // those who sum by distance
+
+// A block of GROUPS warpgroups that compute and one that loads. Of 65536 registers a thread has 168 when it starts with
+// two groups, 128 with three; then the loading ones give most of theirs to the others.
+template <int COUNT>
+struct Team {
+  static constexpr int GROUPS = COUNT;
+  static constexpr int COMPUTING = GROUPS * kGroup, THREADS = COMPUTING + kGroup;
+  static constexpr int WARPS = COMPUTING / 32;  // that compute
+  static constexpr int LOADING_REGISTERS = GROUPS == 2 ? 24 : 32, COMPUTING_REGISTERS = GROUPS == 2 ? 240 : 160;
+};
 
 // PLAIN: a positive scale and nothing else happens to the scores, so that it can wait for the exponential.
-template <class ELEMENT, int HEAD_DIM_, bool PLAIN_>
-struct Kind {
+template <class ELEMENT, int HEAD_DIM_, bool PLAIN_, int GROUPS>
+struct Kind : Team<GROUPS> {
   using Element = ELEMENT;
   static constexpr int HEAD_DIM = HEAD_DIM_;
   static constexpr bool PLAIN = PLAIN_;
-  static constexpr uint32_t TILE_BYTES = kTileM * HEAD_DIM * 2;  // of queries, keys, values alike
+  static constexpr int TILE_M = GROUPS * kGroupRows;  // queries of a tile
+  static constexpr uint32_t QUERY_BYTES = TILE_M * HEAD_DIM * 2, KEY_BYTES = kTileN * HEAD_DIM * 2;  // and of values
 };
 
 template <class K>
 struct alignas(kGroupBytes) Shared {
-  unsigned char q[kStages][K::TILE_BYTES];  // and the results, on their way out
-  unsigned char k[kStages][K::TILE_BYTES], v[kStages][K::TILE_BYTES];
+  unsigned char q[kStages][K::QUERY_BYTES];  // and the results, on their way out
+  unsigned char k[kStages][K::KEY_BYTES], v[kStages][K::KEY_BYTES];
   uint64_t q_full[kStages], q_empty[kStages];
   uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
   int32_t index[kStages];  // which tile the queries are of; -1: there are no more

@@ -14,13 +14,13 @@ void launch(const AttentionForward& job) {
   static_assert(bytes <= 227 * 1024, "more shared memory than a block can have");
   const auto stream = static_cast<cudaStream_t>(job.stream);
   const auto kernel = attention_forward_kernel<K>;
-  const Schedule schedule = schedule_of(job);
+  const Schedule schedule = schedule_of(job, K::TILE_M);
   int multiprocessors = 0;
   CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, job.device));
   CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   CHECK(cudaMemsetAsync(job.counter, 0, sizeof(*job.counter), stream));
-  kernel<<<std::min(multiprocessors, schedule.tiles), kThreads, bytes, stream>>>(
-      tensor_map(boxes_of_queries(job, job.q, kTileM), job.dtype), tensor_map(boxes_of_keys(job, job.k), job.dtype),
+  kernel<<<std::min(multiprocessors, schedule.tiles), K::THREADS, bytes, stream>>>(
+      tensor_map(boxes_of_queries(job, job.q, K::TILE_M), job.dtype), tensor_map(boxes_of_keys(job, job.k), job.dtype),
       tensor_map(boxes_of_keys(job, job.v), job.dtype), job, schedule);
   CHECK(cudaGetLastError());
 }
@@ -29,7 +29,7 @@ void launch(const AttentionForward& job) {
 
 void attention_forward(const AttentionForward& job) {
   const OnDevice device(job.device);
-  with_kind<Kind>(job, [&](auto kind) { launch<decltype(kind)>(job); });
+  with_kind(job, [&](auto kind) { launch<decltype(kind)>(job); });
 }
 
 }  // namespace undivided::cuda

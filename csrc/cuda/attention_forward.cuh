@@ -1,8 +1,9 @@
 // The attention forward of a Hopper GPU, on the device.
 //
-// A block has one warpgroup that loads and two that compute, 64 queries each, as in FlashAttention-3 (Shah et al. 2024)
-// and cuDNN. The loading one keeps the copy engine two tiles ahead. The computing ones take turns: while one does the
-// softmax, the tensor cores work for the other. Blocks stay, and take tiles of queries from a list until it is empty.
+// A block has one warpgroup that loads and two or three that compute, 64 queries each, as in FlashAttention-3 (Shah et
+// al. 2024). The loading one keeps the copy engine two tiles ahead. The computing ones take turns to give the tensor
+// cores work: while one does the softmax, they work for another. Blocks stay, and take tiles of queries from a list until
+// it is empty.
 #pragma once
 
 #include "attention_block.cuh"
@@ -16,14 +17,14 @@ namespace undivided::cuda {
 
 // ---- the loading warpgroup: one thread of it ----
 
-template <class K>
+template <class K, int HEIGHT>
 DEVICE void load_tile(unsigned char* to, const TensorMap* map, uint64_t* full, const Rows& rows, int b, int h,
                       int64_t first) {
-  barrier_arrive_and_expect(full, K::TILE_BYTES);
+  barrier_arrive_and_expect(full, HEIGHT * K::HEAD_DIM * 2);
 #pragma unroll
   for (int panel = 0; panel < K::HEAD_DIM / kPanel; ++panel) {
     // Along a stride of 0 there is one element for all.
-    load_box(to + panel * panel_bytes(kTileM), map, full, panel * kPanel, rows.h == 0 ? 0 : h,
+    load_box(to + panel * panel_bytes(HEIGHT), map, full, panel * kPanel, rows.h == 0 ? 0 : h,
              static_cast<int>(first), rows.b == 0 ? 0 : b);
   }
 }
@@ -40,7 +41,7 @@ DEVICE void load(Shared<K>& shared, const TensorMap* q, const TensorMap* k, cons
     if (index < schedule.tiles) {
       tile = tile_of(schedule, index);
       at = sequence_of(job, tile.b);
-      if (job.cu_q != nullptr && tile.block * kTileM >= at.lenq) continue;  // the sequence has no such tile
+      if (job.cu_q != nullptr && tile.block * K::TILE_M >= at.lenq) continue;  // the sequence has no such tile
     }
     barrier_wait(&shared.q_empty[queries.stage], queries.parity ^ 1);
     if (index >= schedule.tiles) {
@@ -49,16 +50,16 @@ DEVICE void load(Shared<K>& shared, const TensorMap* q, const TensorMap* k, cons
       return;
     }
     shared.index[queries.stage] = index;
-    const int m = tile.block * kTileM, head = tile.h / group;
-    load_tile<K>(shared.q[queries.stage], q, &shared.q_full[queries.stage], job.q, tile.b, tile.h, at.first_q + m);
+    const int m = tile.block * K::TILE_M, head = tile.h / group;
+    load_tile<K, K::TILE_M>(shared.q[queries.stage], q, &shared.q_full[queries.stage], job.q, tile.b, tile.h, at.first_q + m);
     queries.advance();
-    const Range visited = key_tiles<kTileM, kTileN>(at, window, m).visited;
+    const Range visited = key_tiles<K::TILE_M, kTileN>(at, window, m).visited;
     for (int n = visited.begin; n < visited.end; ++n) {
       const int64_t first = at.first_k + n * kTileN;
       barrier_wait(&shared.k_empty[keys.stage], keys.parity ^ 1);
-      load_tile<K>(shared.k[keys.stage], k, &shared.k_full[keys.stage], job.k, tile.b, head, first);
+      load_tile<K, kTileN>(shared.k[keys.stage], k, &shared.k_full[keys.stage], job.k, tile.b, head, first);
       barrier_wait(&shared.v_empty[keys.stage], keys.parity ^ 1);
-      load_tile<K>(shared.v[keys.stage], v, &shared.v_full[keys.stage], job.v, tile.b, head, first);
+      load_tile<K, kTileN>(shared.v[keys.stage], v, &shared.v_full[keys.stage], job.v, tile.b, head, first);
       keys.advance();
     }
   }
@@ -77,6 +78,7 @@ struct Rows64 {
   HeadBias bias;
 };
 
+template <class K>
 DEVICE Rows64 rows_of(const AttentionForward& job, const Schedule& schedule, int index, int group, int thread) {
   const Tile tile = tile_of(schedule, index);
   Rows64 own{};
@@ -84,11 +86,11 @@ DEVICE Rows64 rows_of(const AttentionForward& job, const Schedule& schedule, int
   own.thread = thread;
   own.b = tile.b;
   own.h = tile.h;
-  own.first = tile.block * kTileM + group * kGroupRows;
+  own.first = tile.block * K::TILE_M + group * kGroupRows;
   own.row = own.first + fragment_row(thread);
   own.at = sequence_of(job, tile.b);
   const Window window = window_of(job);
-  own.tiles = key_tiles<kTileM, kTileN>(own.at, window, tile.block * kTileM);
+  own.tiles = key_tiles<K::TILE_M, kTileN>(own.at, window, tile.block * K::TILE_M);
 #pragma unroll
   for (int half = 0; half < 2; ++half) own.seen[half] = visible_keys(own.at, window, own.row + 8 * half);
   own.bias = head_bias(job, tile.b, tile.h);
@@ -103,7 +105,7 @@ DEVICE void start_scores(float (&s)[kTileN / 2], const unsigned char* q, const u
   products_begin();
 #pragma unroll
   for (int d = 0; d < K::HEAD_DIM; d += 16) {
-    multiply_rows<typename K::Element>(s, summed_along_rows(rows, kTileM, d), summed_along_rows(keys, kTileN, d),
+    multiply_rows<typename K::Element>(s, summed_along_rows(rows, K::TILE_M, d), summed_along_rows(keys, kTileN, d),
                                        d > 0);
   }
   products_commit();
@@ -135,17 +137,17 @@ DEVICE void weigh(float (&s)[kTileN / 2], Softmax& state, float unit, float (&sh
   softmax_step(s, state, unit, shrink);
 }
 
-// Of a masked tile, before its values are used: hidden_values.cuh. Both warpgroups look through the whole tile, so both
-// come to the same answer, and neither changes anything before both have looked.
+// Of a masked tile, before its values are used: hidden_values.cuh. Each warpgroup looks through the whole tile, so all come
+// to the same answer, and none changes anything before all have looked.
 template <class K>
 DEVICE void guard(Shared<K>& shared, unsigned char* v, float (&acc)[K::HEAD_DIM / 2], const Rows64& own, int n) {
   using Element = typename K::Element;
-  const bool bad = share_is_bad<Element, K::TILE_BYTES>(v, own.thread, kGroup);
+  const bool bad = share_is_bad<Element, K::KEY_BYTES>(v, own.thread, kGroup);
   if (!named_any(kAmong + own.group, kGroup, bad)) return;
-  named_sync(kTogether, kComputing);
-  clear_bad_rows<Element, K::HEAD_DIM, kTileN>(v, shared.bad, own.group * kGroup + own.thread);
+  named_sync(kTogether, K::COMPUTING);
+  if (own.group < 2) clear_bad_rows<Element, K::HEAD_DIM, kTileN>(v, shared.bad, own.group * kGroup + own.thread);
   publish_to_engines();
-  named_sync(kTogether, kComputing);
+  named_sync(kTogether, K::COMPUTING);
   float factor[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -165,7 +167,7 @@ DEVICE void attend(Shared<K>& shared, const unsigned char* tile, Place& keys, fl
   if (visited.begin >= visited.end) return;
   float s[kTileN / 2];
   uint32_t weights[kTileN / 4];
-  const int mine = kTurn + own.group, other = kTurn + 1 - own.group;
+  const int mine = kTurn + own.group, next = kTurn + (own.group + 1) % K::GROUPS;
   const unsigned char* q = tile + own.group * kGroupRows * kRowBytes;
   float shrink[2];
 
@@ -191,16 +193,16 @@ DEVICE void attend(Shared<K>& shared, const unsigned char* tile, Place& keys, fl
       release(&shared.v_empty[here.stage], own.thread);
       return;
     }
-    if (own.tiles.masked(n)) {  // before the turn: both warpgroups meet there
+    if (own.tiles.masked(n)) {  // before the turn: the warpgroups meet there
       barrier_wait(&shared.v_full[here.stage], here.parity);
       guard(shared, v, acc, own, n);
     }
     barrier_wait(&shared.k_full[keys.stage], keys.parity);
-    named_sync(mine, kComputing);
+    named_sync(mine, 2 * kGroup);
     start_scores<K>(s, q, shared.k[keys.stage]);
     barrier_wait(&shared.v_full[here.stage], here.parity);
     start_values<K>(acc, weights, v);
-    named_arrive(other, kComputing);
+    named_arrive(next, 2 * kGroup);
     products_wait<1>();
     keep(s);
     release(&shared.k_empty[keys.stage], own.thread);
@@ -221,7 +223,7 @@ DEVICE void store(unsigned char* tile, const float (&acc)[K::HEAD_DIM / 2], cons
   const int row = own.group * kGroupRows + fragment_row(own.thread), column = fragment_column(own.thread);
 #pragma unroll
   for (int i = 0; i < K::HEAD_DIM / 2; i += 2) {
-    const uint32_t at = swizzled(kTileM, row + i / 2 % 2 * 8, column + i / 4 * 8);
+    const uint32_t at = swizzled(K::TILE_M, row + i / 2 % 2 * 8, column + i / 4 * 8);
     *reinterpret_cast<uint32_t*>(tile + at) = packed<typename K::Element>(acc[i], acc[i + 1]);
   }
   named_sync(kAmong + own.group, kGroup);
@@ -231,7 +233,7 @@ DEVICE void store(unsigned char* tile, const float (&acc)[K::HEAD_DIM / 2], cons
   for (int n = own.thread; n < kGroupRows * CHUNKS; n += kGroup) {
     const int r = n / CHUNKS, d = n % CHUNKS * 8;
     if (own.first + r >= rows) continue;
-    const Chunk* chunk = reinterpret_cast<Chunk*>(tile + swizzled(kTileM, own.group * kGroupRows + r, d));
+    const Chunk* chunk = reinterpret_cast<Chunk*>(tile + swizzled(K::TILE_M, own.group * kGroupRows + r, d));
     *reinterpret_cast<Chunk*>(out + 2 * ((own.at.first_q + own.first + r) * job.out.s + d)) = *chunk;
   }
 }
@@ -241,12 +243,12 @@ DEVICE void compute(Shared<K>& shared, const AttentionForward& job, const Schedu
   const int group = warp_uniform(thread_index() / kGroup) - 1, thread = thread_index() % kGroup;
   const float unit = K::PLAIN ? job.scale * kLog2e : 1.0F;
   Place queries, keys;
-  if (group == 1) named_arrive(kTurn, kComputing);  // warpgroup 0 has the first turn
+  if (group == K::GROUPS - 1) named_arrive(kTurn, 2 * kGroup);  // warpgroup 0 has the first turn
   while (true) {
     barrier_wait(&shared.q_full[queries.stage], queries.parity);
     const int index = shared.index[queries.stage];
     if (index < 0) break;
-    const Rows64 own = rows_of(job, schedule, index, group, thread);
+    const Rows64 own = rows_of<K>(job, schedule, index, group, thread);
     unsigned char* q = shared.q[queries.stage];
     float acc[K::HEAD_DIM / 2] = {};
     Softmax state;
@@ -268,11 +270,11 @@ DEVICE void compute(Shared<K>& shared, const AttentionForward& job, const Schedu
     release(&shared.q_empty[queries.stage], thread);
     queries.advance();
   }
-  if (group == 0) named_sync(kTurn, kComputing);  // the last turn is nobody's
+  if (group == 0) named_sync(kTurn, 2 * kGroup);  // the last turn is nobody's
 }
 
 template <class K>
-KERNEL(kThreads)
+KERNEL(K::THREADS)
 attention_forward_kernel(const GRID_CONSTANT TensorMap q, const GRID_CONSTANT TensorMap k,
                          const GRID_CONSTANT TensorMap v, const GRID_CONSTANT AttentionForward job,
                          const GRID_CONSTANT Schedule schedule) {
@@ -281,17 +283,17 @@ attention_forward_kernel(const GRID_CONSTANT TensorMap q, const GRID_CONSTANT Te
     require(shared_address(&shared) % kGroupBytes == 0);
     for (int stage = 0; stage < kStages; ++stage) {
       for (uint64_t* full : {shared.q_full, shared.k_full, shared.v_full}) barrier_init(full + stage, 1);
-      for (uint64_t* empty : {shared.q_empty, shared.k_empty, shared.v_empty}) barrier_init(empty + stage, kWarps);
+      for (uint64_t* empty : {shared.q_empty, shared.k_empty, shared.v_empty}) barrier_init(empty + stage, K::WARPS);
     }
     barriers_are_initialised();
     for (const TensorMap* map : {&q, &k, &v}) prefetch(map);
   }
   block_sync();
   if (thread_index() < kGroup) {
-    release_registers<kLoadingRegisters>();
+    release_registers<K::LOADING_REGISTERS>();
     if (thread_index() == 0) load(shared, &q, &k, &v, job, schedule);
   } else {
-    claim_registers<kComputingRegisters>();
+    claim_registers<K::COMPUTING_REGISTERS>();
     compute(shared, job, schedule);
   }
 }

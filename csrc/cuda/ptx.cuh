@@ -94,11 +94,19 @@ DEVICE float product_of_halves<Float16>(uint32_t x, uint32_t y) {
   return a.x * b.x + a.y * b.y;
 }
 
-// Adds four numbers to four next to each other in global memory, where other blocks may do the same ("red").
-DEVICE void add_four(float* to, const float* values) {
-  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(values[0]), "f"(values[1]),
-               "f"(values[2]), "f"(values[3])
-               : "memory");
+template <class Element>
+DEVICE float widened_half(uint16_t bits);
+template <>
+DEVICE float widened_half<Bfloat16>(uint16_t bits) {
+  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+}
+template <>
+DEVICE float widened_half<Float16>(uint16_t bits) {
+  return __half2float(reinterpret_cast<__half&>(bits));
+}
+template <class Element>
+DEVICE float sum_of_halves(uint32_t x) {
+  return widened_half<Element>(static_cast<uint16_t>(x)) + widened_half<Element>(static_cast<uint16_t>(x >> 16));
 }
 
 // Barriers in memory ("mbarrier"). A phase ends when `count` threads have arrived and all expected bytes have; phases
@@ -173,6 +181,16 @@ DEVICE void load_run(void* to, const void* from, uint64_t* barrier, uint32_t byt
                "l"(from), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
 }
+// Adds numbers in shared memory to as many in global memory, where other blocks may do the same
+// ("cp.reduce.async.bulk"). `runs_are_read`: this thread's additions no longer need what is in shared memory.
+DEVICE void add_run(float* to, const float* from, uint32_t bytes) {
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n"
+      "cp.async.bulk.commit_group;\n" ::"l"(to),
+      "r"(shared_address(from)), "r"(bytes)
+      : "memory");
+}
+DEVICE void runs_are_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 // What this thread wrote to shared memory, the copy engine and the tensor cores see after the next barrier
 // ("membar / fence", the async proxy).
 DEVICE void publish_to_engines() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

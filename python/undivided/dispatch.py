@@ -55,6 +55,7 @@ class AttentionCall(NamedTuple):
     return_lse: bool = False
     needs_grad: bool = False
     bias_needs_grad: bool = False
+    max_distance: int = 128  # of a relative bias
 
 
 class DecodeCall(NamedTuple):

@@ -125,6 +125,7 @@ class Block {
   std::vector<Meeting> warps;
   std::map<int, Meeting> named;
   std::map<uint32_t, PhaseBarrier> barriers;
+  std::map<int, std::vector<std::function<void()>>> additions;  // to global memory, of each thread
   unsigned char* shared;
   int current = 0, block = 0, grid = 1;
   int others[2] = {0, 0};  // the block's place along the other dimensions of the grid

@@ -48,23 +48,23 @@ void run_block(int threads, int index, int grid, const int (&others)[2], Body bo
 }
 
 void attention_forward(const AttentionForward& job) {
-  with_kind<Kind>(job, [&](auto kind) {
+  with_kind(job, [&](auto kind) {
     using K = decltype(kind);
     static_assert(sizeof(Shared<K>) <= emulator::kSharedBytes);
-    const Schedule schedule = schedule_of(job);
-    const TensorMap q = tensor_map(boxes_of_queries(job, job.q, kTileM)), k = tensor_map(boxes_of_keys(job, job.k)),
+    const Schedule schedule = schedule_of(job, K::TILE_M);
+    const TensorMap q = tensor_map(boxes_of_queries(job, job.q, K::TILE_M)), k = tensor_map(boxes_of_keys(job, job.k)),
                     v = tensor_map(boxes_of_keys(job, job.v));
     *job.counter = 0;
     const int grid = std::min(multiprocessors, schedule.tiles);
     for (int index = 0; index < grid; ++index) {
-      run_block(kThreads, index, grid, {0, 0}, [&] { attention_forward_kernel<K>(q, k, v, job, schedule); });
+      run_block(K::THREADS, index, grid, {0, 0}, [&] { attention_forward_kernel<K>(q, k, v, job, schedule); });
     }
   });
 }
 
 void attention_backward(const AttentionBackward& job) {
   const AttentionForward& call = job.call;
-  with_kind<BackwardKind>(call, [&](auto kind) {
+  with_backward_kind(job, [&](auto kind) {
     using K = decltype(kind);
     static_assert(sizeof(BackwardShared<K>) <= emulator::kSharedBytes);
     const Schedule schedule = backward_schedule_of(call);
@@ -83,7 +83,7 @@ void attention_backward(const AttentionBackward& job) {
     };
     every_row([&] { attention_prepare_kernel<K>(job); });
     for (int index = 0; index < schedule.tiles; ++index) {
-      run_block(kThreads, index, schedule.tiles, {0, 0},
+      run_block(K::THREADS, index, schedule.tiles, {0, 0},
                 [&] { attention_backward_kernel<K>(q, k, v, dout, job, schedule); });
     }
     every_row([&] { attention_finish_kernel<K>(job); });
@@ -93,7 +93,7 @@ void attention_backward(const AttentionBackward& job) {
 // (block, batch row, head) of every tile, in the order of the list.
 std::vector<std::tuple<int, int, int>> tiles(int batch, int nheads, int group, int seqlen_q, int64_t head_bytes,
                                              bool last_first) {
-  const Schedule schedule = make_schedule(batch, nheads, group, seqlen_q, kTileM, head_bytes, last_first);
+  const Schedule schedule = make_schedule(batch, nheads, group, seqlen_q, 128, head_bytes, last_first);
   std::vector<std::tuple<int, int, int>> list;
   for (int index = 0; index < schedule.tiles; ++index) {
     const Tile tile = tile_of(schedule, index);
@@ -106,7 +106,7 @@ std::vector<std::tuple<int, int, int>> tiles(int batch, int nheads, int group, i
 // below 0 is none.
 std::tuple<int, int, int, int> visited(int lenq, int lenk, int64_t shift, int64_t left, int64_t right, int m) {
   const Sequence at{0, 0, lenq, lenk, shift};
-  const Tiles found = key_tiles<kTileM, kTileN>(at, Window{left >= 0, right >= 0, left, right}, m);
+  const Tiles found = key_tiles<128, kTileN>(at, Window{left >= 0, right >= 0, left, right}, m);
   return {found.visited.begin, found.visited.end, found.whole.begin, found.whole.end};
 }
 

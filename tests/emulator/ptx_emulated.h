@@ -104,15 +104,18 @@ uint32_t packed(float low, float high) {
 }
 
 template <class Element>
+float widened_half(uint16_t bits) {
+  return widened<Element>(bits);
+}
+template <class Element>
+float sum_of_halves(uint32_t x) {
+  return widened<Element>(static_cast<uint16_t>(x)) + widened<Element>(static_cast<uint16_t>(x >> 16));
+}
+template <class Element>
 float product_of_halves(uint32_t x, uint32_t y) {
   return widened<Element>(static_cast<uint16_t>(x)) * widened<Element>(static_cast<uint16_t>(y)) +
          widened<Element>(static_cast<uint16_t>(x >> 16)) * widened<Element>(static_cast<uint16_t>(y >> 16));
 }
-DEVICE void add_four(float* to, const float* values) {
-  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) throw std::logic_error("four numbers at an odd address");
-  for (int n = 0; n < 4; ++n) to[n] += values[n];
-}
-
 DEVICE void barrier_init(uint64_t* barrier, uint32_t count) {
   block->barriers[shared_address(barrier)] = {count, count, 0, 0};
 }
@@ -173,6 +176,21 @@ DEVICE void load_run(void* to, const void* from, uint64_t* barrier, uint32_t byt
     std::memcpy(shared_pointer(start), from, bytes);
     block->arrive(at, -static_cast<int64_t>(bytes), false);
   });
+}
+// Late, an addition is done when its thread waits for it, or at the end of the block.
+DEVICE void runs_are_read() {
+  auto& acts = block->additions[block->current];
+  for (auto& act : acts) act();
+  acts.clear();
+}
+DEVICE void add_run(float* to, const float* from, uint32_t bytes) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || shared_address(from) % 16 != 0 || bytes % 16 != 0) {
+    throw std::logic_error("a run of bytes that is no multiple of 16");
+  }
+  block->additions[block->current].push_back([=] {
+    for (uint32_t n = 0; n < bytes / 4; ++n) to[n] += from[n];
+  });
+  if (!block->late) runs_are_read();
 }
 DEVICE void publish_to_engines() {}
 template <int COUNT>

@@ -17,7 +17,7 @@ LOG2E = 1.4426950408889634
 # What the copy engine asks of addresses and strides, in bytes, and what no stride may reach.
 ALIGNMENT = 16
 FARTHEST = 2**40
-PADDING = 128  # rows: kPadding of csrc/cuda/attention.h
+PADDING = KEYS = 128  # kPadding of csrc/cuda/attention.h; the keys of a block of the backward
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, **words: Any) -> tuple[Tensor, Tensor]:
@@ -60,13 +60,13 @@ def attention_backward(
     need_sinks: bool = False,
     **words: Any,
 ) -> Gradients:
-    """(dq, dk, dv, None, None, dsinks or None). The last bits of dq differ from run to run.
+    """(dq, dk, dv, None, dtable or None, dsinks or None). The last bits of dq differ from run to run.
 
     Args:
         dout: as `out`; dlse: as `lse`, or None. q, k, v, out, lse and `words`: those of `attention_forward`.
-        need_bias, need_table: must be False.
+        need_bias: must be False.
     """
-    assert not need_bias and not need_table
+    assert not need_bias
     packed, make = words.get("cu_seqlens_q") is not None, torch.zeros_like
     if not packed and k.numel() and q.numel():  # every row is written
         make = torch.empty_like
@@ -74,20 +74,35 @@ def attention_backward(
     out, dout, lse = addressable(out), addressable(dout.to(q.dtype)), lse.contiguous()
     if dlse is not None:
         dlse = dlse.float().expand_as(lse).contiguous()
-    job = Job.of(q, k, v, out, lse, **words)
+    job, table, dtable = Job.of(q, k, v, out, lse, **words), words.get("relative_table"), None
+    if need_table and table is not None:
+        dtable = torch.zeros_like(table)
     if job is not None:
+        by_distance = None
+        if dtable is not None and job.buckets is not None:
+            blocks = -(-job.seqlen_k // KEYS)
+            sizes = (job.batch, q.shape[-2], blocks, job.buckets.shape[0])
+            by_distance = q.new_empty(sizes, dtype=torch.float32)
         rows_padded = padded(job.rows_q + job.batch * PADDING) if packed else padded(job.seqlen_q)
-        shape = (q.shape[-2], rows_padded) if packed else (q.shape[0], q.shape[-2], rows_padded)
+        shape = (*(() if packed else q.shape[:1]), q.shape[-2], rows_padded)
         lse2, delta = (q.new_empty(shape, dtype=torch.float32) for _ in range(2))
         sums = q.new_empty((*shape, q.shape[-1]), dtype=torch.float32)
         _C.cuda_attention_backward(
             job.call, *rows(dout), *rows(dq), *rows(dk), *rows(dv), address(dlse), address(lse2), address(delta),
-            address(sums), rows_padded,
+            address(sums), address(by_distance), rows_padded,
         )  # fmt: skip
+        if by_distance is not None and table is not None and job.buckets is not None:
+            dtable = by_bucket(by_distance.sum((0, 2)), job.buckets, table.shape[0]).to(table.dtype)
     dsinks = None
     if need_sinks and words.get("sinks") is not None:
         dsinks = gradient_of_sinks(words["sinks"], dout, out, lse, dlse)
-    return dq, dk, dv, None, None, dsinks
+    return dq, dk, dv, None, dtable, dsinks
+
+
+def by_bucket(sums: Tensor, buckets: Tensor, number: int) -> Tensor:
+    """(number, nheads): sums (nheads, distances) by the bucket of each distance, in a fixed order."""
+    own = buckets == torch.arange(number, device=sums.device)[:, None]  # (number, distances)
+    return torch.where(own[:, None], sums, 0.0).sum(-1)
 
 
 def gradient_of_sinks(sinks: Tensor, dout: Tensor, out: Tensor, lse: Tensor, dlse: Tensor | None) -> Tensor:
@@ -105,7 +120,9 @@ class Job(NamedTuple):
     call: Any
     batch: int
     seqlen_q: int
+    seqlen_k: int
     rows_q: int
+    buckets: Tensor | None
     tensors: tuple[Tensor | None, ...]
 
     @staticmethod
@@ -130,10 +147,9 @@ class Job(NamedTuple):
         q, k, v = addressable(q), addressable(k), addressable(v)
         shifts = query_offset if isinstance(query_offset, Tensor) else None
         own_shift = isinstance(query_offset, int)
-        values = None
+        values = buckets = None
         if relative_table is not None:
-            span = max(max_distance, relative_table.shape[0])
-            buckets = buckets_by_distance(q.device, span, relative_table.shape[0], max_distance, bidirectional)
+            buckets = buckets_by_distance(q.device, relative_table.shape[0], max_distance, bidirectional)
             values = (relative_table.detach().float()[buckets].T * LOG2E).contiguous()  # (nheads, 2 * span + 1)
         slopes = None if alibi_slopes is None else alibi_slopes.float() * LOG2E
         sinks = None if sinks is None else sinks.detach().float().contiguous()
@@ -149,7 +165,7 @@ class Job(NamedTuple):
             address(sinks), float(scale), float(softcap or 0.0), address(counter), q.device.index or 0,
             stream_of(q.device),
         )  # fmt: skip
-        return Job(call, batch, seqlen_q, q.shape[-3], (q, k, v, values, slopes, sinks, counter))
+        return Job(call, batch, seqlen_q, seqlen_k, q.shape[-3], buckets, (q, k, v, values, slopes, sinks, counter))
 
 
 def padded(rows: int) -> int:
@@ -179,13 +195,16 @@ def addressable(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def buckets_by_distance(
-    device: torch.device, span: int, num_buckets: int, max_distance: int, bidirectional: bool
-) -> Tensor:
-    """The table's row, int64 (2 * span + 1,), for the distances from -span to span. Only the first call copies to the
-    GPU: a CUDA graph that has a relative bias must be captured after a call outside of it."""
-    distances = torch.arange(-span, span + 1)
-    return relative_buckets(distances, num_buckets, max_distance, bidirectional).to(device)
+def buckets_by_distance(device: torch.device, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """The table's row, int64 (2 * span + 1,), for the distances from -span to span; beyond it each side has one bucket.
+
+    Only the first call copies to the GPU: a CUDA graph that has a relative bias must be captured after a call outside.
+    """
+    most = max(max_distance, num_buckets)
+    buckets = relative_buckets(torch.arange(-most, most + 1), num_buckets, max_distance, bidirectional)
+    steps = (buckets[1:] != buckets[:-1]).nonzero()  # T5's last is at 91 of its max_distance of 128
+    span = max(most - int(steps[0]), int(steps[-1]) + 1 - most) if len(steps) else 1
+    return buckets[most - span : most + span + 1].to(device)
 
 
 def stream_of(device: torch.device) -> int:

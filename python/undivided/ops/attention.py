@@ -251,6 +251,7 @@ def describe(tensors: Tensors, numbers: Numbers, return_lse: bool, rotary: bool 
         return_lse=return_lse,
         needs_grad=bias_needs_grad or grad and (q.requires_grad or k.requires_grad or v.requires_grad),
         bias_needs_grad=bias_needs_grad,
+        max_distance=numbers.max_distance,
     )
 
 

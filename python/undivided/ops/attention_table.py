@@ -43,14 +43,19 @@ def sdpa_square(call: AttentionCall) -> str | None:
     return None
 
 
+MOST_DISTANCE = 1024  # kMostSpan of csrc/cuda/attention_backward.cuh
+
+
 def cuda_words(call: AttentionCall) -> str | None:
     """What the CUDA C++ attention does not have yet."""
     refused = {
         "mask": call.mask,
         "dense bias": call.bias == "dense",
         "dropout": call.dropout,
-        "gradient of a relative bias": call.needs_grad and call.bias == "relative" and call.bias_needs_grad,
         "gradient with softcap": call.needs_grad and call.softcap,
+        f"gradient of a relative bias with a max_distance of {call.max_distance}, over {MOST_DISTANCE}": call.needs_grad
+        and call.bias == "relative"
+        and call.max_distance > MOST_DISTANCE,
         "deterministic gradient (torch.use_deterministic_algorithms is on)": call.needs_grad
         and torch.are_deterministic_algorithms_enabled(),
     }
