@@ -136,9 +136,10 @@ def test_layers(kind, dtype):
     assert timed(rows) >= {(name, mode) for name in ("undivided auto", "torch") for mode in both}
 
 
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_training_step(dtype):
-    case = training_step.Case(2, 1, 32, 2, 64, dtype)
+def test_training_step(dtype, positions):
+    case = training_step.Case(2, 1, 32, 2, 64, dtype, positions)
     rows = measure(training_step.TRAINING_STEP, case)
     names = ("undivided packed", "undivided auto", "undivided reference", "torch")
     assert timed(rows) >= {(name, "step") for name in names}
