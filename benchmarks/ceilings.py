@@ -39,7 +39,7 @@ class Ceilings:
         return (by_bytes, "copy") if by_bytes > by_operations else (by_operations, "matmul")
 
 
-def measure_ceilings(kind: str, seconds: float = 1.0) -> Ceilings:
+def measure_ceilings(kind: str, seconds: float | None = None) -> Ceilings:
     """Copies from 256 KiB to 128 MiB (to 2 GiB on a GPU) into warm memory, and matmuls of 1024^3 (8192^3 on a GPU)."""
     ceilings = Ceilings(kind, device_name(kind))
     sizes = [2**power for power in ((22, 24, 26, 28, 31) if kind == "cuda" else (18, 20, 22, 24, 27))]
@@ -52,7 +52,7 @@ def measure_ceilings(kind: str, seconds: float = 1.0) -> Ceilings:
         a, b = (torch.randn(n, n, device=kind).to(getattr(torch, name)) for _ in range(2))
         out = torch.empty_like(a)
         functions[name] = partial(torch.mm, a, b, out=out)
-    found = medians(functions, kind, seconds)
+    found = medians(functions, kind, seconds or (0.3 if kind == "cuda" else 1.0))
     ceilings.copies = {size: size / found[f"copy {size}"] for size in sizes}
     ceilings.matmul = {name: 2 * n**3 / found[name] for name in ("float32", "bfloat16")}
     return ceilings

@@ -2,7 +2,8 @@
 
 One sample of each function, then the next round, so that a slow moment of the machine hits everybody; each round
 starts with another function, so that nobody always runs behind the same neighbour. On a GPU the L2 cache is overwritten
-before a sample and the time is that between two events, without the launch of the first kernel; on a CPU it is
+before a sample and the time is that between two events; what `queued` asks for is launched while the GPU is kept busy,
+so that the time is that of its kernels and not of the launches. On a CPU the time is
 that of a monotonic clock, after a call of the same function that is not counted: the caches then hold what its own last
 call left there, and not what its neighbour did, which made the second of two equal providers look a third faster.
 """
@@ -26,18 +27,43 @@ SHORTEST_SAMPLE = 1e-4  # seconds: shorter calls are repeated, or the clock and 
 MOST_CALLS = 500
 WARMED = 0.05  # seconds: a longer call on a CPU is not repeated to warm the caches, which it fills many times over
 FLUSH_BYTES = 256 * 2**20  # over the L2 cache of every GPU
+GPU_ROUNDS = (5, 25)  # events of a GPU at rest spread by a few per cent
+FAR = 5.0  # on a GPU, who takes more than this many times the least gets FEWEST_ROUNDS samples
+HEAD_START = (2e-4, 1.5, 5e-3)  # seconds at least, times what launching takes, seconds at most
+CYCLES = 2e9  # a second, of a GPU: more than they have makes the head start longer, which does no harm
 
 
-def interleaved(functions: Functions, device: str, seconds: float, rounds: tuple[int, int] = ROUNDS) -> dict[str, list]:
+class Broke(Exception):
+    """The function called `name` raised the cause of this while it was timed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def interleaved(
+    functions: Functions, device: str, seconds: float, rounds: tuple[int, int] | None = None, queued: bool = False
+) -> dict[str, list]:
     """Seconds per call, one for each sample: rounds[0] samples at least (FEWEST_ROUNDS where a round takes longer than
-    `seconds`) and rounds[1] at most, ending after about `seconds` in all."""
-    calls, short = {}, set()
+    `seconds`) and rounds[1] at most, ending after about `seconds` in all. On a GPU those that are far slower than the
+    fastest are in the first FEWEST_ROUNDS rounds alone.
+
+    Raises: Broke, where one of the functions raises.
+    """
+    rounds = rounds or (GPU_ROUNDS if device == "cuda" else ROUNDS)
+    calls, short, once = {}, set(), {}
     for name, function in functions.items():
-        once = _warm(function, device)
-        calls[name] = min(MOST_CALLS, max(1, math.ceil(SHORTEST_SAMPLE / max(once, 1e-7))))
-        if once < WARMED:
+        try:
+            once[name] = _warm(function, device)
+        except Exception as error:
+            raise Broke(name) from error
+        calls[name] = min(MOST_CALLS, max(1, math.ceil(SHORTEST_SAMPLE / max(once[name], 1e-7))))
+        if once[name] < WARMED:
             short.add(name)
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device == "cuda" else None
+    far = {name for name in once if once[name] > FAR * min(once.values())} if device == "cuda" else set()
+    heads = {name: _head_start(function, calls[name]) if queued and flush is not None else 0.0
+             for name, function in functions.items()}  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
     gc.collect()
@@ -53,11 +79,26 @@ def interleaved(functions: Functions, device: str, seconds: float, rounds: tuple
             if count >= least and taken > seconds:
                 break
             for name in names[count % len(names) :] + names[: count % len(names)]:
-                times[name].append(_sample(functions[name], calls[name], flush, name in short))
+                if count < FEWEST_ROUNDS or name not in far:
+                    times[name].append(_sample(functions[name], calls[name], flush, name in short, heads[name]))
+    except Exception as error:
+        raise Broke(name) from error
     finally:
         if enabled:
             gc.enable()
     return times
+
+
+def _head_start(function: Callable[[], Any], calls: int) -> float:
+    """Seconds for which a GPU is kept busy while `calls` calls are launched."""
+    least, times, most = HEAD_START
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    launched = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return min(most, max(least, times * launched))
 
 
 def medians(functions: Functions, device: str, seconds: float) -> dict[str, float]:
@@ -70,7 +111,9 @@ def _warm(function: Callable[[], Any], device: str) -> float:
     return _sample(function, 1, None if device == "cpu" else torch.empty(1, device=device))
 
 
-def _sample(function: Callable[[], Any], calls: int, flush: torch.Tensor | None, warm: bool = False) -> float:
+def _sample(
+    function: Callable[[], Any], calls: int, flush: torch.Tensor | None, warm: bool = False, head_start: float = 0.0
+) -> float:
     if flush is None:
         if warm:
             function()
@@ -80,6 +123,8 @@ def _sample(function: Callable[[], Any], calls: int, flush: torch.Tensor | None,
         return (time.perf_counter() - start) / calls
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     flush.zero_()
+    if head_start and hasattr(torch.cuda, "_sleep"):
+        torch.cuda._sleep(int(head_start * CYCLES))
     begin.record()
     for _ in range(calls):
         function()

@@ -64,7 +64,12 @@ def on_torch(compiles: bool = False) -> Implementation:
         feed_forward=feed_forward,
         rotary=turned,
     )
-    return Implementation(lambda: replaced(functions), compiles)
+
+    def opened() -> AbstractContextManager[None]:
+        shared = {} if compiles else {"attention": partial(attention, dense={})}
+        return replaced(functions | shared)
+
+    return Implementation(opened, compiles)
 
 
 def attention(
@@ -78,10 +83,12 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     rotary: tuple[Tensor, Tensor] | None = None,
+    dense: dict[Any, Any] | None = None,
 ) -> Tensor:
-    """(batch, seqlen, nheads, head_dim). One query sees all of its cache; a longer causal call must be square."""
-    if bias is not None:
-        raise NotImplementedError("the plain torch model has no relative bias; choose other positions")
+    """(batch, seqlen, nheads, head_dim). One query sees all of its cache; a longer causal call must be square.
+
+    dense: what layers share, as in T5 of transformers: the relative bias as a matrix, with what is masked.
+    """
     causal = causal and q.shape[1] > 1
     assert not causal or q.shape[1] == k.shape[1]
     if rotary is not None:  # of self-attention
@@ -90,9 +97,48 @@ def attention(
     mask = None
     if key_lengths is not None:
         mask = (torch.arange(k.shape[1], device=k.device) < key_lengths[:, None])[:, None, None, :]
+    if bias is not None:
+        mask, causal = shared_bias(bias, q, k, mask, key_lengths, causal, {} if dense is None else dense), False
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     words: dict[str, Any] = dict(attn_mask=mask, is_causal=causal, dropout_p=dropout_p, scale=scale)
     return F.scaled_dot_product_attention(q, k, v, **words).transpose(1, 2)
+
+
+def shared_bias(
+    bias: Any,
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    key_lengths: Tensor | None,
+    causal: bool,
+    dense: dict[Any, Any],
+) -> Tensor:
+    """(1 or batch, nheads, seqlen_q, seqlen_k), additive, in q's dtype; made once for the layers that share it."""
+    from undivided import RelativeBias
+
+    if not isinstance(bias, RelativeBias):
+        raise NotImplementedError("the plain torch model has no other bias than the relative one")
+    key = id(bias.table), id(key_lengths), q.shape[1], k.shape[1], causal, q.dtype
+    if key not in dense:
+        added = relative_matrix(bias, q.shape[1], k.shape[1]).to(q.dtype)[None]
+        if causal:
+            added = added.masked_fill(torch.ones_like(added[0, 0], dtype=torch.bool).triu(1), -torch.inf)
+        if mask is not None:
+            added = added.masked_fill(~mask, -torch.inf)
+        dense[key] = added, bias.table, key_lengths  # kept, so that their ids stay theirs
+    found: Tensor = dense[key][0]
+    return found
+
+
+def relative_matrix(bias: Any, seqlen_q: int, seqlen_k: int) -> Tensor:
+    """(nheads, seqlen_q, seqlen_k), of a number a distance: the gradient of `table[buckets]` is far slower."""
+    from undivided.reference.bias import relative_buckets
+
+    distances = torch.arange(1 - seqlen_k, seqlen_q, device=bias.table.device)
+    buckets = relative_buckets(distances, bias.table.shape[0], bias.max_distance, bias.bidirectional)
+    picked = F.one_hot(buckets, bias.table.shape[0]).to(bias.table.dtype)  # (distances, num_buckets)
+    with torch.autocast(picked.device.type, enabled=False):
+        return (picked @ bias.table).t().unfold(1, seqlen_k, 1).flip(1)
 
 
 def attention_decode(

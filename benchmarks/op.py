@@ -99,6 +99,8 @@ class Op:
     work(case, mode): operations and bytes. axis: what Case.size is.
     checked(case, mode, outputs): the part of the outputs that `expected` speaks of; None takes them as they are.
     grows: its cases are a series of sizes, and the growth is what is asked about.
+    queued: on a GPU its time is that of kernels; otherwise that of launches counts, as in a whole step of a model.
+    Cases of the group OVERHEAD are never queued.
     """
 
     name: str
@@ -110,4 +112,5 @@ class Op:
     work: Callable[[Any, str], Work]
     axis: str = "size"
     grows: bool = False
+    queued: bool = False
     checked: Callable[[Any, str, Sequence[Tensor]], Sequence[Tensor]] | None = None

@@ -112,5 +112,5 @@ def expected(case: Case, mode: str, device: str) -> tuple[list[Tensor], list[Ten
 
 
 ROTARY = Op(
-    "rotary", cases, lambda case: ("forward", "backward"), providers, build, expected, work, axis="seqlen"
+    "rotary", cases, lambda case: ("forward", "backward"), providers, build, expected, work, axis="seqlen", queued=True
 )  # fmt: skip

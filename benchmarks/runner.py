@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import warnings
@@ -13,11 +14,11 @@ from typing import Any
 import torch
 
 from .ceilings import Ceilings
-from .clock import interleaved, quantile
+from .clock import Broke, interleaved, quantile
 from .gate import budget_of
 from .machine import commit
 from .memory import peak_memory
-from .op import Absent, Apart, Op, Provider, Runnable
+from .op import OVERHEAD, Absent, Apart, Op, Provider, Runnable
 from .rows import Row
 
 NOISY = 1.25  # p80 over p20: more, and the machine was not at rest
@@ -25,11 +26,17 @@ NOISY = 1.25  # p80 over p20: more, and the machine was not at rest
 
 @dataclass(frozen=True)
 class Settings:
-    """`seconds` for the samples of one case. compiles: whether providers that go through torch.compile run."""
+    """`seconds` for the samples of one case. compiles: whether providers that go through torch.compile run.
+
+    budget: after so many seconds of one op its other cases are not begun. timed: False leaves it at the gate, which
+    also fills the caches of compilers.
+    """
 
     seconds: float = 2.0
     quick: bool = False
     compiles: bool = True
+    budget: float = math.inf
+    timed: bool = True
 
 
 def measure(
@@ -42,17 +49,64 @@ def measure(
     for provider in providers:
         if isinstance(provider, Absent):
             continue
-        row = Row(op.name, case.name, mode, provider.name, provider.version, "ok", case.dtype, case.group, case.size)
-        row.ours, row.quick, row.threads = provider.ours, settings.quick, torch.get_num_threads()
-        row.device, row.commit, row.date = ceilings.device, commit(), date.today().isoformat()
+        row = row_of(op, case, mode, provider, ceilings, settings)
         rows.append(row)
         work = admit(op, case, mode, provider, ceilings.kind, settings, row)
-        if work is not None:
+        if work is not None and settings.timed:
             ready[provider.name] = work
-            row.memory = peak_memory(work, ceilings.kind)
-    if ready:
-        fill(rows, interleaved(ready, ceilings.kind, settings.seconds), op, case, mode, ceilings)
+            try:
+                row.memory = peak_memory(work, ceilings.kind)
+            except Exception as error:
+                row.status = broken(error)
+                del ready[provider.name]
+    fill(rows, times_of(rows, ready, op, case, ceilings.kind, settings), op, case, mode, ceilings)
     return rows
+
+
+def row_of(op: Op, case: Any, mode: str, provider: Provider, ceilings: Ceilings, settings: Settings) -> Row:
+    """All that is known before anything ran."""
+    row = Row(op.name, case.name, mode, provider.name, provider.version, "ok", case.dtype, case.group, case.size)
+    row.ours, row.quick, row.threads = provider.ours, settings.quick, torch.get_num_threads()
+    row.device, row.commit, row.date = ceilings.device, commit(), date.today().isoformat()
+    return row
+
+
+def unmeasured(
+    op: Op,
+    case: Any,
+    mode: str,
+    providers: Sequence[Provider | Absent],
+    ceilings: Ceilings,
+    settings: Settings,
+    why: str,
+) -> list[Row]:
+    """One row for each provider of a case that was not begun."""
+    rows = [row_of(op, case, mode, one, ceilings, settings) for one in providers if isinstance(one, Provider)]
+    for row in rows:
+        row.status = f"cannot: {why}"
+    return rows
+
+
+def times_of(
+    rows: list[Row], ready: dict[str, Runnable], op: Op, case: Any, device: str, settings: Settings
+) -> dict[str, list[float]]:
+    """The samples of those that passed the gate; who breaks while it is timed has a line that says so."""
+    queued = op.queued and not case.group.startswith(OVERHEAD)
+    while ready:
+        try:
+            return interleaved(ready, device, settings.seconds, queued=queued)
+        except Broke as broke:
+            del ready[broke.name]
+            (row,) = (row for row in rows if row.provider == broke.name)
+            row.status = broken(broke.__cause__)
+    return {}
+
+
+def broken(error: BaseException | None) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+        return "cannot: out of memory"
+    return f"failed: {type(error).__name__}: {one_line(error)}"
 
 
 def admit(
@@ -78,10 +132,8 @@ def admit(
         row.status = f"cannot: {one_line(reason)}"
     except BackendRefused as refusal:
         row.status = f"cannot: {objection(refusal, provider)}"
-    except torch.OutOfMemoryError:
-        row.status = "cannot: out of memory"
     except Exception as error:  # a broken peer must not end the others' run; one of ours makes the run fail
-        row.status = f"failed: {type(error).__name__}: {one_line(error)}"
+        row.status = broken(error)
     else:
         if row.error <= row.budget:
             return work
@@ -113,8 +165,9 @@ def fill(rows: list[Row], times: dict[str, list[float]], op: Op, case: Any, mode
 
 def paired_ratio(peer: Sequence[float], own: Sequence[float]) -> float:
     """The median over the rounds of peer / own: what slows the machine for a while slows both samples of a round, and
-    drops out, whereas it may move one of two medians and not the other."""
-    return statistics.median(theirs / ours for theirs, ours in zip(peer, own, strict=True))
+    drops out, whereas it may move one of two medians and not the other. Fewer samples are those of the
+    first rounds."""
+    return statistics.median(theirs / ours for theirs, ours in zip(peer, own, strict=False))
 
 
 def absent_rows(op: Op, providers: Sequence[Provider | Absent], ceilings: Ceilings) -> list[Row]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -22,7 +24,7 @@ from .memory import keep_freed_memory
 from .op import Op
 from .rotary import ROTARY
 from .rows import Row
-from .runner import Settings, absent_rows, measure
+from .runner import Settings, absent_rows, measure, one_line, unmeasured
 from .scaling import SCALING
 from .training_step import TRAINING_STEP
 
@@ -58,6 +60,8 @@ class Run:
     ceilings: Ceilings
     rows: dict[str, list[Row]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)  # cases for which there was no time
+    lost: str = ""  # why nothing more can be measured
 
     def grows(self, name: str) -> bool:
         return OPS[name].grows
@@ -125,21 +129,49 @@ def run(
     outcome = Run(measure_ceilings(device), warnings=[] if reason is None else [reason])
     done, total = 0, sum(len(pairs) for pairs in plan.values())
     for op in ops:
-        providers = op.providers(device, backends)
-        rows = absent_rows(op, providers, outcome.ceilings)
+        rows = absent_rows(op, op.providers(device, backends), outcome.ceilings)
+        start = time.monotonic()
         for case, mode in plan[op.name]:
-            progress(f"{op.name}: {case.name}, {mode}", done, total)
-            rows += measure(op, case, mode, providers, outcome.ceilings, settings)
+            job = (op, case, mode, op.providers(device, backends), outcome.ceilings, settings)
+            if time.monotonic() - start > settings.budget:
+                outcome.late.append(f"{op.name}: {case.name}, {mode}")
+                rows += unmeasured(*job, f"not begun: {settings.budget:.0f} seconds of this op were over")
+            elif outcome.lost:
+                rows += unmeasured(*job, f"not begun: {outcome.lost}")
+            else:
+                progress(f"{op.name}: {case.name}, {mode}", done, total)
+                rows += measured_or_why(outcome, *job)
             done += 1
             measured(op, rows)
         outcome.rows[op.name] = rows
         finished(op, rows)
     progress("ceilings again", done, total)
-    outcome.warnings += list(remarks(outcome, measure_ceilings(device)))
+    outcome.warnings += list(remarks(outcome, outcome.ceilings if outcome.lost else measure_ceilings(device)))
     return outcome
 
 
+def measured_or_why(outcome: Run, *job: Any) -> list[Row]:
+    """The rows of a case. On a GPU nothing that goes wrong in one ends the run: too little was had of the machine."""
+    op, case, mode, _, ceilings, _ = job
+    if ceilings.kind == "cpu":
+        return measure(*job)
+    try:
+        rows = measure(*job)
+    except Exception as error:
+        rows = unmeasured(*job, f"{type(error).__name__}: {one_line(error)}")
+        outcome.warnings.append(f"{op.name}: {case.name}, {mode} was not measured: {one_line(error)}")
+    try:
+        torch.cuda.synchronize()
+    except Exception as error:  # an illegal access stays with the process
+        outcome.lost = f"the GPU answers no more after {op.name}, {case.name}, {mode}: {one_line(error)}"
+    return rows
+
+
 def remarks(outcome: Run, after: Ceilings) -> Iterator[str]:
+    if outcome.lost:
+        yield outcome.lost
+    if outcome.late:
+        yield f"{len(outcome.late)} cases were not begun in the time that was given, from {outcome.late[0]}"
     factor = drift(outcome.ceilings, after)
     if factor > DRIFT:
         yield f"the ceilings moved by a factor of {factor:.2f} during the run: the machine was not at rest"

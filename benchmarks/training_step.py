@@ -24,7 +24,8 @@ PAD = 0
 
 @dataclass(frozen=True)
 class Case:
-    """batch verses, real lengths, through layers + layers; bfloat16 means autocast, the weights stay float32."""
+    """batch verses, real lengths, through layers + layers; bfloat16 means autocast, the weights stay float32.
+    positions: as in the model's Config."""
 
     batch: int
     layers: int
@@ -32,6 +33,7 @@ class Case:
     nheads: int
     d_ff: int
     dtype: str
+    positions: str = "rotary"
 
     @property
     def size(self) -> float:
@@ -39,7 +41,8 @@ class Case:
 
     @property
     def group(self) -> str:
-        return "bfloat16 autocast" if self.dtype == "bfloat16" else self.dtype
+        words = [f"{self.positions} positions"] if self.positions != "rotary" else []
+        return " ".join((*words, "bfloat16 autocast" if self.dtype == "bfloat16" else self.dtype))
 
     @property
     def name(self) -> str:
@@ -53,7 +56,10 @@ class Case:
 
 
 def cases(quick: bool, device: str) -> list[Case]:
-    layers, batch = (1, 8) if quick else (6, 128 if device == "cuda" else 32)
+    layers, batch = (1, 8) if quick else (6, 32)
+    if device == "cuda":  # the widths that are trained, in the dtype of training
+        widths = (512,) if quick else (512, 1024)
+        return [Case(8 * batch, layers, n, n // 64, 4 * n, "bfloat16", "relative") for n in widths]
     return [Case(batch, layers, 512, 8, 2048, dtype) for dtype in ("float32", "bfloat16")]
 
 
@@ -85,6 +91,7 @@ def setup(case: Case, device: str) -> tuple[nn.Module, tuple[Tensor, ...], torch
         d_model=case.d_model,
         nheads=case.nheads,
         d_ff=case.d_ff,
+        positions=case.positions,
         activation="gelu",  # relu's gradient jumps where a rounding changes a sign: right results would differ
         encoder_layers=case.layers,
         decoder_layers=case.layers,
@@ -105,11 +112,13 @@ def setup(case: Case, device: str) -> tuple[nn.Module, tuple[Tensor, ...], torch
 
 
 def providers(device: str, backends: Sequence[str]) -> list[Provider | Absent]:
-    """The padded batch on everybody, and packed on our kernels; torch has no attention for packed batches on a CPU."""
+    """The padded batch on everybody, and packed on our kernels; torch has no attention for packed batches on a CPU.
+    On a GPU nothing is compiled: twelve layers take longer than a run has."""
     import undivided
 
     packed = Provider("undivided packed", undivided.__version__, lambda *_: on_backend("auto", packed=True), "auto")
-    return [packed, *implementations.providers(device, backends)]
+    found = implementations.providers(device, backends)
+    return [packed, *(one for one in found if device == "cpu" or one.name != "torch.compile")]
 
 
 def build(implementation: Any, case: Case, mode: str, device: str) -> Runnable:

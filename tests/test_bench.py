@@ -280,3 +280,42 @@ def test_a_run_that_is_cut_off_leaves_the_cases_that_it_measured(tmp_path):
     assert [row.case for row in rows.read_csv(tmp_path / "layer_norm.quick.csv")] == ["old"]
     files.save(op, whole)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_provider_that_breaks_while_it_is_timed_leaves_the_others_their_times():
+    def breaks_later(case, device):
+        calls = iter(range(3))  # the gate, the memory, and once more
+
+        def call(**values):
+            next(calls)
+            return layer_norm.eager(case, device)(**values)
+
+        return call
+
+    bad, good = measure(layer_norm.LAYER_NORM, NORM, "forward", provider("bad", breaks_later), provider("good", honest))
+    assert bad.status.startswith("failed: StopIteration") and not bad.timed
+    assert good.timed and good.ratio == 1.0
+
+
+def test_cases_for_which_there_is_no_time_are_lines_that_say_so():
+    settings = runner.Settings(0.001, quick=True, compiles=False, budget=1e-9)
+    outcome = suite.run([layer_norm.LAYER_NORM], "cpu", ["reference"], settings)
+    rows = [row for row in outcome.rows["layer_norm"] if row.case != "all"]
+    assert {row.status for row in rows} == {"cannot: not begun: 0 seconds of this op were over"}
+    assert {row.provider for row in rows} >= {"undivided reference", "torch eager"} and not outcome.failed
+    assert any(
+        "cases were not begun in the time that was given, from layer_norm: " in text for text in outcome.warnings
+    )
+
+
+def test_gate_alone_has_errors_and_no_times(tmp_path, monkeypatch, capsys):
+    tiny(monkeypatch)
+    words = ["bench", "layer_norm", "--quick", "--device", "cpu", "--backend", "cpu", "--gate"]
+    assert cli.main(words) == 2 and "--gate: rows without times" in capsys.readouterr().err
+    assert cli.main([*words, "--out", str(tmp_path)]) == 0
+    found = [row for row in rows.read_csv(tmp_path / "layer_norm.quick.csv") if row.status == "ok"]
+    assert found and not any(row.timed for row in found) and all(row.error <= row.budget for row in found)
+
+
+def test_ratio_where_the_slow_have_samples_of_the_first_rounds_alone():
+    assert runner.paired_ratio([2.0, 2.0, 2.0, 9.0, 9.0], [1.0, 1.0, 1.0]) == 2.0

@@ -12,6 +12,7 @@ import undivided
 from undivided.benchmarks import (
     attention,
     attention_decode,
+    attention_providers,
     feed_forward,
     generation,
     layers,
@@ -24,6 +25,7 @@ from undivided.benchmarks import (
 from undivided.benchmarks.ceilings import Ceilings
 from undivided.benchmarks.implementations import on_backend, on_torch
 from undivided.benchmarks.memory import CLEAR, keep_freed_memory, peak_memory
+from undivided.benchmarks.op import Provider
 
 CEILINGS = Ceilings("cpu", "a test", {2**20: 1e10}, {"float32": 1e11, "bfloat16": 2e11})
 SETTINGS = runner.Settings(seconds=0.001, quick=True, compiles=False)
@@ -42,6 +44,82 @@ def timed(rows):
     return {(row.provider, row.mode) for row in rows if row.timed}
 
 
+ATTENTION_WORDS = [
+    dict(bias="relative"),
+    dict(bias="alibi"),
+    dict(causal=True, nheads=16, seqlen_q=7),
+    dict(lengths=(9, 3), source="verses"),
+    dict(lengths=(9, 3), source="verses", packed=True),
+]
+
+
+def small_attention(**words):
+    sizes = dict(batch=2, seqlen_q=9, seqlen_k=9, nheads=8, nheads_kv=8, head_dim=8, dtype="float32")
+    return attention.Case(**(sizes | dict(gradients="backward") | words))
+
+
+@pytest.mark.parametrize("words", ATTENTION_WORDS, ids=str)
+@pytest.mark.parametrize("mode", ["forward", "backward"])
+def test_attention_of_some_heads_is_what_all_have_there(words, mode, monkeypatch):
+    case = small_attention(**words)
+    some = attention.heads_checked(case, "cuda")
+    assert some.kv == [0, 7] and len(some.q) == 2 * case.nheads // 8
+    ask = (case, mode, "cpu", undivided.reference, torch.float64)
+    whole = attention.unpadded(case, mode, attention.exact_or_honest(*ask, None, None))
+    parts = attention.unpadded(case, mode, attention.exact_or_honest(*ask, some, 200))  # two queries at a time
+    monkeypatch.setattr(attention, "heads_checked", lambda case, device: some)
+    whole = [attention.of_heads(one, name, some) for one, name in zip(whole, outputs_of(mode), strict=False)]
+    for got, right in zip(parts, whole, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-12)
+    plain = attention_providers.sdpa(case, "cpu") if case.causal is False else None
+    if plain is not None:
+        checked = attention.checked(case, mode, attention.build(plain, case, mode, "cpu")())
+        for got, right in zip(checked, parts, strict=True):
+            torch.testing.assert_close(got.double(), right, rtol=1e-4, atol=1e-4)
+
+
+def outputs_of(mode):
+    return ("out",) if mode == "forward" else ("q", "k", "v", "table")
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward"])
+@pytest.mark.parametrize("seqlen_q", [9, 5])
+def test_dense_bias_by_distance_is_that_of_the_buckets(mode, seqlen_q):
+    case = small_attention(bias="relative", seqlen_q=seqlen_q)
+    (row,) = runner.measure(
+        attention.ATTENTION, case, mode, [provider_of(attention_providers.dense_relative)], CEILINGS, SETTINGS
+    )
+    assert row.timed
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward"])
+def test_packed_sequences_through_a_padded_batch(mode):
+    case = small_attention(lengths=(9, 3), source="verses", packed=True)
+    (row,) = runner.measure(
+        attention.ATTENTION, case, mode, [provider_of(attention_providers.padded_sdpa)], CEILINGS, SETTINGS
+    )
+    assert row.timed
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("mode", ["forward", "backward"])
+def test_varlen_of_packed_and_padded_batches(packed, mode, monkeypatch):
+    def packed_attention(q, k, v, starts, more, max_q, max_k, window_size=(-1, -1)):
+        assert window_size == (-1, -1) and max_q == max_k == 9
+        return undivided.attention_packed(q, k, v, cu_seqlens_q=starts, cu_seqlens_k=more)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_attention)
+    case = small_attention(lengths=(9, 3), source="verses", packed=packed, dtype="bfloat16")
+    (row,) = runner.measure(
+        attention.ATTENTION, case, mode, [provider_of(attention_providers.varlen)], CEILINGS, SETTINGS
+    )
+    assert row.timed, row
+
+
+def provider_of(make):
+    return Provider("peer", "1", make)
+
+
 @pytest.mark.parametrize("kind", feed_forward.KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_feed_forward(kind, dtype):
@@ -58,9 +136,10 @@ def test_layers(kind, dtype):
     assert timed(rows) >= {(name, mode) for name in ("undivided auto", "torch") for mode in both}
 
 
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_training_step(dtype):
-    case = training_step.Case(2, 1, 32, 2, 64, dtype)
+def test_training_step(dtype, positions):
+    case = training_step.Case(2, 1, 32, 2, 64, dtype, positions)
     rows = measure(training_step.TRAINING_STEP, case)
     names = ("undivided packed", "undivided auto", "undivided reference", "torch")
     assert timed(rows) >= {(name, "step") for name in names}
@@ -167,6 +246,17 @@ def test_decode_appears_with_its_op(monkeypatch):
     assert timed(rows) >= {(name, "forward") for name in ("undivided auto", "torch sdpa", "torch matmul")}
     # q and out 2 * 4 * 8, k and v 2 * 40 * 2 * 8 numbers for each of two sequences, four bytes each
     assert rows[0].bytes == 2 * 4 * (2 * 4 * 8 + 2 * 40 * 2 * 8)
+
+
+@pytest.mark.parametrize(("batch", "nheads_kv"), [(3, 4), (1, 1)])
+def test_decoding_of_some_sequences_and_heads_is_what_all_have_there(batch, nheads_kv):
+    case = attention_decode.Case(batch, 50, 16, nheads_kv, 16, "float32")
+    values = {name: value.double() for name, value in attention_decode.inputs(case, "cpu").items()}
+    whole = undivided.reference.attention(**values)
+    part = undivided.reference.attention(**{name: attention_decode.part(one, case) for name, one in values.items()})
+    torch.testing.assert_close(part, attention_decode.part(whole, case), rtol=1e-12, atol=1e-14)
+    folded = attention_decode.folded(case, "cpu")(**values)
+    torch.testing.assert_close(folded, whole, rtol=1e-10, atol=1e-12)
 
 
 def test_layer_operations_by_hand():

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,10 @@ what to do:
   bench readme [FOLDER]      write README.md's performance section from the committed results
 """
 
+# device: (seconds of samples a case, seconds an op) in full and quick. Time on a GPU is scarce, and its events spread
+# little: five samples tell what seven times as many do.
+USUAL = {"cpu": ((2.0, math.inf), (0.2, math.inf)), "cuda": ((0.2, 150.0), (0.1, 12.0))}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -37,7 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", action="append", metavar="NAME", help="of ours, only this one; may be repeated")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where to run (default: the GPU when there is one)")
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases with TEXT in their name; needs --out")
-    parser.add_argument("--seconds", type=float, metavar="S", help="of samples for each case (default 2, quick 0.2)")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="of samples for each case (default 2, quick 0.2; GPU 0.2, 0.1)"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="S",
+        help="begin no case of an op after S seconds of it (default: GPU 150, quick 12)",
+    )
+    parser.add_argument("--gate", action="store_true", help="only check everybody's results, time nothing; needs --out")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -64,9 +78,15 @@ def time_ops(args: argparse.Namespace) -> int:
     ops = suite.find(args.words)
     device = pick_device(args.device, args.words)
     backends = pick_backends(args.backend) or suite.default_backends(device, args.quick)
-    seconds = args.seconds if args.seconds is not None else 0.2 if args.quick else 2.0
+    usual, longest = USUAL[device][args.quick]
+    seconds = usual if args.seconds is None else args.seconds
+    budget = longest if args.budget is None else args.budget
     if not 0 < seconds <= 3600:
         raise CommandError(f"--seconds {args.seconds}: a number above 0, up to 3600, is needed")
+    if not budget > 0:
+        raise CommandError(f"--budget {args.budget}: a number above 0 is needed")
+    if args.gate and args.out is None:
+        raise CommandError("--gate: rows without times would take the place of all; say where by --out")
     if args.case and args.out is None:
         raise CommandError(f"--case {args.case!r}: some of the cases would take the place of all; say where by --out")
     compiles = not args.quick if args.compile is None else args.compile
@@ -86,7 +106,7 @@ def time_ops(args: argparse.Namespace) -> int:
             ops,
             device,
             backends,
-            Settings(seconds, args.quick, compiles),
+            Settings(seconds, args.quick, compiles, budget, timed=not args.gate),
             progress=reporter(progress, console.is_terminal),
             finished=files.save,
             measured=files.keep,
@@ -103,7 +123,10 @@ def time_ops(args: argparse.Namespace) -> int:
 def reporter(progress: Progress, shown: bool) -> Callable[[str, int, int], None]:
     """A bar on a terminal; elsewhere a line a measurement, on stderr, so that a log shows that it goes on."""
     if not shown:
-        return lambda text, done, total: print(f"{done}/{total} {text}", file=sys.stderr, flush=True)
+        start = time.monotonic()
+        return lambda text, done, total: print(
+            f"{time.monotonic() - start:.0f} s {done}/{total} {text}", file=sys.stderr, flush=True
+        )
     bar = progress.add_task("", total=None)
     return lambda text, done, total: progress.update(bar, description=text, completed=done, total=total)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,7 +37,9 @@ class ALiBi:
 def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int = 128, bidirectional: bool = True) -> Tensor:
     """The bucket, int64, of each key position minus query position.
 
-    In float64, as the rule gives it on Python's numbers. Transformers takes the logarithm in float32; up to 4096 tokens
+    As the rule gives it on Python's numbers, on every device: where buckets begin is reckoned with those, and distances
+    are compared with it. (A GPU's own logarithm and division put the distance 16 of 32 buckets up to 128 one lower.)
+    Transformers takes the logarithm in float32; up to 4096 tokens
     its buckets are the same for the models in use: 16, 32, 64 or 128 up to 64, 128, 256 or 512, T5's, MPNet's and
     LayoutLM's among them, and WavLM's 320 up to 800. With other sizes a boundary that is a whole number may fall to
     either side: with 18 buckets up to 128, the distances 8, 16 and 64 are one lower here. The C++ kernels read these
@@ -45,6 +49,18 @@ def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int = 128
     base = torch.where(distance > 0, half, 0) if bidirectional else torch.zeros_like(distance)
     n = distance.abs() if bidirectional else (-distance).clamp_min(0)
     exact = half // 2
-    ratio = torch.log(n.clamp_min(1).double() / exact) / math.log(max_distance / exact)
-    far = (exact + (ratio * (half - exact)).long()).clamp_max(half - 1)
+    far = torch.full_like(n, exact)
+    for start in _starts(exact, half, max_distance):
+        far = far + (n >= start)
     return base + torch.where(n < exact, n, far)
+
+
+@lru_cache(maxsize=32)
+def _starts(exact: int, half: int, max_distance: int) -> tuple[int, ...]:
+    """The least distance in each of the buckets exact + 1 to half - 1."""
+
+    def steps(n: int) -> int:
+        return int(math.log(n / exact) / math.log(max_distance / exact) * (half - exact))
+
+    distances = range(exact, max_distance + 1)
+    return tuple(exact + bisect_left(distances, step, key=steps) for step in range(1, half - exact))
