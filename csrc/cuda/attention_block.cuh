@@ -5,12 +5,11 @@
 #include "mask.cuh"
 #include "ptx.cuh"
 #include "tile_layout.cuh"
+#include "warpgroup.cuh"
 
 namespace undivided::cuda {
 
 constexpr int kTileM = 128, kTileN = 128;  // queries of a tile, keys of a tile
-constexpr int kGroup = 128;                // threads of a warpgroup
-constexpr int kGroupRows = 64;             // queries of a computing warpgroup
 constexpr int kComputing = 2 * kGroup, kThreads = kComputing + kGroup;
 constexpr int kWarps = kComputing / 32;    // that compute
 // 65536 registers: 128 * 40 + 256 * 232 fit, as 384 * 168 do, which is what the block starts with.
@@ -41,23 +40,7 @@ struct alignas(kGroupBytes) Shared {
   uint8_t bad[kTileN];     // see hidden_values.cuh
 };
 
-// A place in a ring of buffers, and the parity of the barriers' phase on this round.
-struct Place {
-  int stage = 0;
-  uint32_t parity = 0;
-  DEVICE void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-// One arrival for each warp: its lanes are then all done.
-DEVICE void release(uint64_t* empty, int thread) {
-  warp_sync();
-  if (thread % 32 == 0) barrier_arrive(empty);
-}
+using Place = PlaceOf<kStages>;
 
 DEVICE Window window_of(const AttentionForward& job) { return {job.has_left, job.has_right, job.left, job.right}; }
 
