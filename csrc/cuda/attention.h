@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "dtype.h"
+
 namespace undivided::cuda {
 
 // (batch, seqlen, nheads, head_dim) by strides; a packed tensor (total, nheads, head_dim) is a batch of one.
@@ -11,8 +13,6 @@ struct Rows {
   void* data;
   int64_t b, s, h;
 };
-
-enum class Dtype : int32_t { bfloat16 = 1, float16 = 2 };  // the codes of csrc/cpu/dtype.h
 
 struct AttentionForward {
   Rows q, k, v, out;           // out: q's dtype

@@ -5,13 +5,12 @@
 #include "mask.cuh"
 #include "ptx.cuh"
 #include "tile_layout.cuh"
+#include "warpgroup.cuh"
 
 namespace undivided::cuda {
 
-constexpr int kTileN = 128;     // keys of a tile
-constexpr int kGroup = 128;     // threads of a warpgroup
-constexpr int kGroupRows = 64;  // rows of a computing warpgroup
-constexpr int kStages = 2;      // of queries, and of keys and values
+constexpr int kTileN = 128;  // keys of a tile
+constexpr int kStages = 2;   // of queries, and of keys and values
 
 // Named barriers. 0 is block_sync's; up to three warpgroups compute.
 constexpr int kTurn = 1;      // and 2, 3: the products of warpgroup 0, 1, 2
@@ -49,23 +48,7 @@ struct alignas(kGroupBytes) Shared {
   uint8_t bad[kTileN];     // see hidden_values.cuh
 };
 
-// A place in a ring of buffers, and the parity of the barriers' phase on this round.
-struct Place {
-  int stage = 0;
-  uint32_t parity = 0;
-  DEVICE void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-// One arrival for each warp: its lanes are then all done.
-DEVICE void release(uint64_t* empty, int thread) {
-  warp_sync();
-  if (thread % 32 == 0) barrier_arrive(empty);
-}
+using Place = PlaceOf<kStages>;
 
 DEVICE Window window_of(const AttentionForward& job) { return {job.has_left, job.has_right, job.left, job.right}; }
 

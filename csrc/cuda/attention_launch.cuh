@@ -8,16 +8,9 @@
 #include "attention.h"
 #include "attention_backward.cuh"
 #include "attention_forward.cuh"
+#include "boxes.h"
 
 namespace undivided::cuda {
-
-// A tensor as the copy engine sees it, and the box that it copies at a time: sizes in elements, strides in bytes.
-// The dimensions are (column, head, row, batch row).
-struct Boxes {
-  void* data;
-  uint64_t size[4], stride[4];
-  uint32_t box[4];
-};
 
 inline Boxes boxes_of(const Rows& rows, int64_t head_dim, int64_t nheads, int64_t seqlen, int64_t batch,
                       uint32_t height) {

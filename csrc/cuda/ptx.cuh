@@ -61,6 +61,23 @@ DEVICE float log2_fast(float x) {
   return y;
 }
 DEVICE float divide_fast(float x, float y) { return __fdividef(x, y); }
+// rcp.approx: 1 ulp; 0 of what is so large that the result would be denormal.
+DEVICE float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// NaN where either is.
+DEVICE float least(float x, float y) {
+  float z;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+DEVICE float most(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
 DEVICE uint32_t max_of_halves(uint32_t x, uint32_t y) { return __vmaxu2(x, y); }
 
 // Two numbers, rounded to nearest even; the first one in the low half.
@@ -79,19 +96,28 @@ DEVICE uint32_t packed<Float16>(float low, float high) {
   return both;
 }
 
-// The sum of the products of two pairs.
+// The two numbers of a pair.
 template <class Element>
-DEVICE float product_of_halves(uint32_t x, uint32_t y);
+DEVICE void unpack(uint32_t both, float& low, float& high);
 template <>
-DEVICE float product_of_halves<Bfloat16>(uint32_t x, uint32_t y) {
-  const float2 a = __bfloat1622float2(reinterpret_cast<__nv_bfloat162&>(x));
-  const float2 b = __bfloat1622float2(reinterpret_cast<__nv_bfloat162&>(y));
-  return a.x * b.x + a.y * b.y;
+DEVICE void unpack<Bfloat16>(uint32_t both, float& low, float& high) {
+  low = __uint_as_float(both << 16);
+  high = __uint_as_float(both & 0xFFFF0000);
 }
 template <>
-DEVICE float product_of_halves<Float16>(uint32_t x, uint32_t y) {
-  const float2 a = __half22float2(reinterpret_cast<__half2&>(x)), b = __half22float2(reinterpret_cast<__half2&>(y));
-  return a.x * b.x + a.y * b.y;
+DEVICE void unpack<Float16>(uint32_t both, float& low, float& high) {
+  const float2 pair = __half22float2(reinterpret_cast<__half2&>(both));
+  low = pair.x;
+  high = pair.y;
+}
+
+// The sum of the products of two pairs.
+template <class Element>
+DEVICE float product_of_halves(uint32_t x, uint32_t y) {
+  float a[2], b[2];
+  unpack<Element>(x, a[0], a[1]);
+  unpack<Element>(y, b[0], b[1]);
+  return a[0] * b[0] + a[1] * b[1];
 }
 
 template <class Element>
@@ -107,6 +133,18 @@ DEVICE float widened_half<Float16>(uint16_t bits) {
 template <class Element>
 DEVICE float sum_of_halves(uint32_t x) {
   return widened_half<Element>(static_cast<uint16_t>(x)) + widened_half<Element>(static_cast<uint16_t>(x >> 16));
+}
+
+// 16 bytes of global memory that are read, or written, once: they are the first to leave the caches ("ld.global.cs").
+DEVICE void load_once(uint32_t (&words)[4], const void* from) {
+  asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "l"(from));
+}
+DEVICE void store_once(void* to, const uint32_t (&words)[4]) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3])
+               : "memory");
 }
 
 // Barriers in memory ("mbarrier"). A phase ends when `count` threads have arrived and all expected bytes have; phases
@@ -173,6 +211,12 @@ DEVICE void load_box(void* to, const TensorMap* map, uint64_t* barrier, int colu
       "[%2];" ::"r"(shared_address(to)),
       "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(head), "r"(row), "r"(b)
       : "memory");
+}
+// The box to the L2 cache only.
+DEVICE void prefetch_box(const TensorMap* map, int column, int head, int row, int b) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(map), "r"(column), "r"(head),
+               "r"(row), "r"(b)
+               : "memory");
 }
 // Bytes next to each other, a multiple of 16, as are both addresses ("cp.async.bulk").
 DEVICE void load_run(void* to, const void* from, uint64_t* barrier, uint32_t bytes) {

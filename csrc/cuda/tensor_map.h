@@ -1,7 +1,9 @@
 // Boxes as the copy engine's own description of a tensor.
 #pragma once
 
-#include "attention_launch.cuh"
+#include "boxes.h"
+#include "dtype.h"
+#include "ptx.cuh"
 #include "runtime.h"
 
 namespace undivided::cuda {

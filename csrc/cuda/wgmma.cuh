@@ -51,6 +51,10 @@ DEVICE void multiply_rows(float (&sums)[32], uint64_t a, uint64_t b, bool add);
 template <class Element>
 DEVICE void multiply_rows(float (&sums)[64], uint64_t a, uint64_t b, bool add);
 
+// sums [64, 128] (+)= a [64, 16] b [16, 128]: a by a descriptor of `summed_along_rows`, b by `summed_along_columns`.
+template <class Element>
+DEVICE void multiply_plain(float (&sums)[64], uint64_t a, uint64_t b, bool add);
+
 // sums [64, 64] (+)= a [16, 64]^T b [16, 64], both by descriptors of `summed_along_columns`.
 template <class Element>
 DEVICE void multiply_turned(float (&sums)[32], uint64_t a, uint64_t b, bool add);
@@ -96,6 +100,18 @@ DEVICE void multiply_columns(float (&sums)[64], const uint32_t* a, uint64_t b);
         "setp.ne.b32 add, %66, 0;\n"                                                                                   \
         "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" UNDIVIDED_NAMES_64                           \
         "}, %64, %65, add, 1, 1, 0, 0;\n"                                                                              \
+        "}\n"                                                                                                          \
+        : UNDIVIDED_64(sums)                                                                                           \
+        : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));                                                             \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  DEVICE void multiply_plain<Element>(float (&sums)[64], uint64_t a, uint64_t b, bool add) {                           \
+    asm volatile(                                                                                                      \
+        "{\n"                                                                                                          \
+        ".reg .pred add;\n"                                                                                            \
+        "setp.ne.b32 add, %66, 0;\n"                                                                                   \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" UNDIVIDED_NAMES_64                           \
+        "}, %64, %65, add, 1, 1, 0, 1;\n"                                                                              \
         "}\n"                                                                                                          \
         : UNDIVIDED_64(sums)                                                                                           \
         : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));                                                             \

@@ -1,7 +1,9 @@
 // The module `undivided_emulated`: the kernels of csrc/cuda and their bindings, on the emulated block of a CPU.
 #include "bindings/attention_cuda.cpp"
+#include "bindings/feed_forward_cuda.cpp"
 #include "block.h"
 #include "cuda/attention_launch.cuh"
+#include "cuda/feed_forward_launch.cuh"
 
 #include <pybind11/stl.h>
 
@@ -90,6 +92,38 @@ void attention_backward(const AttentionBackward& job) {
   });
 }
 
+// Runs a kernel of blocks that stay.
+template <class Body>
+void run_product(const ProductTiles& tiles, Body body) {
+  static_assert(sizeof(ProductShared) <= emulator::kSharedBytes);
+  const int grid = std::min(multiprocessors, tiles.count);
+  for (int index = 0; index < grid; ++index) run_block(kProductThreads, index, grid, {0, 0}, body);
+}
+
+void feed_forward_forward(const FeedForwardForward& job) {
+  const FeedForwardSizes& sizes = job.sizes;
+  with_feed_forward_kind<FeedForwardKind>(sizes, job.w_gate.data != nullptr, [&](auto kind) {
+    using K = decltype(kind);
+    const ProductTiles tiles = product_tiles(sizes, K::COLUMNS);
+    const TensorMap x = tensor_map(boxes_of_left(job.x, sizes)), w_in = tensor_map(boxes_of_maps_in(job.w_in, sizes)),
+                    w_gate = tensor_map(boxes_of_maps_in(K::PAIR ? job.w_gate : job.w_in, sizes));
+    run_product(tiles, [&] { feed_forward_forward_kernel<K>(x, w_in, w_gate, job, tiles); });
+  });
+}
+
+void feed_forward_backward(const FeedForwardBackward& job) {
+  const FeedForwardSizes& sizes = job.sizes;
+  with_feed_forward_kind<FeedForwardBackwardKind>(sizes, job.g != nullptr, [&](auto kind) {
+    using K = decltype(kind);
+    const ProductTiles tiles = product_tiles(sizes, K::COLUMNS);
+    const TensorMap dout = tensor_map(boxes_of_left(job.dout, sizes)),
+                    w_out = tensor_map(boxes_of_map_out(job.w_out, sizes)),
+                    h = tensor_map(boxes_of_hidden(job.h, sizes)),
+                    g = tensor_map(boxes_of_hidden(K::GATED ? job.g : job.h, sizes));
+    run_product(tiles, [&] { feed_forward_backward_kernel<K>(dout, w_out, h, g, job, tiles); });
+  });
+}
+
 // (block, batch row, head) of every tile, in the order of the list.
 std::vector<std::tuple<int, int, int>> tiles(int batch, int nheads, int group, int seqlen_q, int64_t head_bytes,
                                              bool last_first) {
@@ -98,6 +132,16 @@ std::vector<std::tuple<int, int, int>> tiles(int batch, int nheads, int group, i
   for (int index = 0; index < schedule.tiles; ++index) {
     const Tile tile = tile_of(schedule, index);
     list.emplace_back(tile.block, tile.b, tile.h);
+  }
+  return list;
+}
+
+// (row, column) of every tile of a product, in order.
+std::vector<std::tuple<int, int>> order_of_products(int down, int across) {
+  std::vector<std::tuple<int, int>> list;
+  for (int index = 0; index < down * across; ++index) {
+    const ProductTile tile = product_tile({down, across, down * across}, index);
+    list.emplace_back(tile.row, tile.column);
   }
   return list;
 }
@@ -124,6 +168,7 @@ PYBIND11_MODULE(undivided_emulated, module) {
   module.def("set_seed", [](uint32_t value) { seed = value; }, "0: everything happens at once; else late, by this seed.");
   module.def("set_multiprocessors", [](int value) { multiprocessors = value; });
   module.def("tiles", &undivided::cuda::tiles);
+  module.def("product_tiles", &undivided::cuda::order_of_products);
   module.def("visited", &undivided::cuda::visited);
   module.def("visiting", &undivided::cuda::visiting);
   for (const auto* each = first_binding; each != nullptr; each = each->next) each->define(module);

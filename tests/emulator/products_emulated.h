@@ -112,6 +112,18 @@ void multiply_rows(float (&sums)[COUNT], uint64_t a, uint64_t b, bool add) {
 }
 
 template <class Element, int COUNT>
+void multiply_plain(float (&sums)[COUNT], uint64_t a, uint64_t b, bool add) {
+  const Matrix left(a), right(b);
+  const int row = first_row(block->current);
+  start_product(
+      sums, COUNT, add,
+      [=](float (*to)[16]) {
+        for (int half = 0; half < 2; ++half) left.along_row<Element>(row + 8 * half, to[half]);
+      },
+      [=](int column, float (*to)[16]) { right.along_columns<Element>(column, to); });
+}
+
+template <class Element, int COUNT>
 void multiply_columns(float (&sums)[COUNT], const uint32_t* a, uint64_t b) {
   const Matrix matrix(b);
   // The registers of the quad: of both rows, columns 0 to 7, then 8 to 15; a thread has two next to each other.

@@ -59,6 +59,9 @@ DEVICE bool shuffle_xor(bool value, int lanes) { return block->shuffle(value, th
 DEVICE float exp2_fast(float x) { return std::exp2(x); }
 DEVICE float log2_fast(float x) { return std::log2(x); }
 DEVICE float divide_fast(float x, float y) { return x / y; }
+DEVICE float reciprocal_fast(float x) { return std::fabs(x) >= 0x1p126F ? std::copysign(0.0F, x) : 1.0F / x; }
+DEVICE float least(float x, float y) { return std::isnan(x) || std::isnan(y) ? NAN : std::min(x, y); }
+DEVICE float most(float x, float y) { return std::isnan(x) || std::isnan(y) ? NAN : std::max(x, y); }
 DEVICE uint32_t max_of_halves(uint32_t x, uint32_t y) {
   return std::max(x >> 16, y >> 16) << 16 | std::max(x & 0xFFFF, y & 0xFFFF);
 }
@@ -112,10 +115,24 @@ float sum_of_halves(uint32_t x) {
   return widened<Element>(static_cast<uint16_t>(x)) + widened<Element>(static_cast<uint16_t>(x >> 16));
 }
 template <class Element>
+void unpack(uint32_t both, float& low, float& high) {
+  low = widened<Element>(static_cast<uint16_t>(both));
+  high = widened<Element>(static_cast<uint16_t>(both >> 16));
+}
+template <class Element>
 float product_of_halves(uint32_t x, uint32_t y) {
   return widened<Element>(static_cast<uint16_t>(x)) * widened<Element>(static_cast<uint16_t>(y)) +
          widened<Element>(static_cast<uint16_t>(x >> 16)) * widened<Element>(static_cast<uint16_t>(y >> 16));
 }
+DEVICE void load_once(uint32_t (&words)[4], const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) throw std::logic_error("16 bytes at an odd address");
+  std::memcpy(words, from, 16);
+}
+DEVICE void store_once(void* to, const uint32_t (&words)[4]) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) throw std::logic_error("16 bytes at an odd address");
+  std::memcpy(to, words, 16);
+}
+
 DEVICE void barrier_init(uint64_t* barrier, uint32_t count) {
   block->barriers[shared_address(barrier)] = {count, count, 0, 0};
 }
@@ -143,6 +160,7 @@ DEVICE void block_sync() { named_sync(0, static_cast<int>(block->fibers.size()))
 DEVICE uint32_t swizzle_128(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
 DEVICE void prefetch(const TensorMap*) {}
+DEVICE void prefetch_box(const TensorMap*, int, int, int, int) {}
 DEVICE void load_box(void* to, const TensorMap* map, uint64_t* barrier, int column, int head, int row, int b) {
   const uint32_t start = shared_address(to), from = shared_address(barrier);
   const uint32_t bytes = static_cast<uint32_t>(map->box[0] * map->box[2] * 2);
