@@ -15,7 +15,7 @@ from emulated import emulated
 from kernel_backend import CUDA as CUDA_RUNS
 from undivided import BackendRefused, RelativeBias
 from undivided.dispatch import AttentionCall
-from undivided.ops.attention_table import ATTENTION, CUDA, cuda_words
+from undivided.ops.attention_table import ATTENTION, BACKWARD_IN_AUTO, CUDA, cuda_words
 from undivided.rules import OF_THE_MACHINE
 from undivided.testing import ATTENTION_CASES, AttentionCase, compare, poison
 
@@ -265,9 +265,11 @@ def test_it_is_refused_with_the_reasons():
         undivided.attention(q.detach()[..., :32], k[..., :32], v, backend="cuda")
 
 
-def test_it_stays_out_of_auto_until_it_has_run_on_a_gpu():
-    assert not CUDA.auto and "has not run on a GPU yet" in CUDA.note
-    assert cuda_words(AttentionCall("cuda", "bfloat16", 2, 8, 8, 4, 4, 64, 64)) is None
+def test_its_gradients_stay_out_of_auto_until_they_have_run_on_a_gpu():
+    call = AttentionCall("cuda", "bfloat16", 2, 8, 8, 4, 4, 128, 128)
+    assert cuda_words(call) is None and not CUDA.auto_objections(call)
+    gradients = call._replace(needs_grad=True)
+    assert cuda_words(gradients) is None and bool(CUDA.auto_objections(gradients)) != BACKWARD_IN_AUTO
 
 
 # ---- plain arithmetic that the kernel shares with the host ----
