@@ -86,7 +86,10 @@ def test_the_reference_row_by_row(case):
 @pytest.mark.parametrize("name", ["rotary", "rotary long", "rotary several"])
 @pytest.mark.parametrize("backend", [row.name for row in ATTENTION_DECODE])
 def test_turning_on_the_way_is_turning_before(name, backend):
-    """The same bits as from queries and keys that were turned by an op of their own."""
+    """The same numbers as from queries and keys that were turned by an op of their own.
+
+    To the bit but on a GPU, whose compiler fuses another product of the two with their sum.
+    """
     case = next(case for case in DECODE_CASES if case.name == name)
     results = []
     for before in (False, True):
@@ -99,7 +102,11 @@ def test_turning_on_the_way_is_turning_before(name, backend):
                 values[n] = undivided.rotary(values[n], cos, sin, places, backend=backend)
         out = run(undivided.attention_decode, *tensors.values(), backend=backend, **words)
         results.append((out, *(tensors[name].nan_to_num() for name in ("k_cache", "v_cache"))))
-    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    for got, expected in zip(*results, strict=True):
+        if DEVICE.type == "cuda":
+            torch.testing.assert_close(got, expected)
+        else:
+            assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("name", ["paged", "everything", "cross"])
@@ -317,8 +324,8 @@ def test_a_compiled_call_still_checks_the_values():
 def test_explain_and_the_first_choice():
     call = DecodeCall("cpu", "bfloat16", 1, 1, 512, 8, 8, 64, 64)
     text = undivided.explain(call)
-    assert text.endswith("auto takes: cpu" if CPU else "auto takes: reference")
-    assert "has not run on a GPU yet" in text or "tensors are on 'cpu'" in text or "triton" in text
+    assert text.endswith("auto takes: cpu" if EXTENSION_MISSING is None else "auto takes: reference")
+    assert "triton " in text
 
 
 def test_no_queries_only_append():

@@ -263,9 +263,9 @@ def test_it_is_refused_with_the_reasons():
         undivided.attention(q.detach()[..., :32], k[..., :32], v, backend="cuda")
 
 
-def test_it_stays_out_of_auto_until_it_has_run_on_a_gpu():
-    assert not CUDA.auto and "has not run on a GPU yet" in CUDA.note
-    assert cuda_words(AttentionCall("cuda", "bfloat16", 2, 8, 8, 4, 4, 64, 64)) is None
+def test_it_is_in_auto():
+    call = AttentionCall("cuda", "bfloat16", 2, 8, 8, 4, 4, 128, 128, needs_grad=True)
+    assert cuda_words(call) is None and not CUDA.auto_objections(call)
 
 
 # ---- plain arithmetic that the kernel shares with the host ----

@@ -28,20 +28,28 @@ def draw(*shape: int, seed: int = 0, device: str = DEVICE) -> Tensor:
     return wide.to(HALF).requires_grad_()
 
 
-def attention(device: str = DEVICE, backend: str = "triton", grad: bool = True) -> list[Tensor]:
+def attention(device: str = DEVICE, backend: str = "triton") -> list[Tensor]:
     """out and gradients: tiles that are ragged, masked and whole, and several blocks of each."""
     q, k, v = draw(2, 300, 4, 64, device=device), *(draw(2, 420, 2, 64, seed=n, device=device) for n in (1, 2))
     table = draw(32, 4, seed=3, device=device)
     lengths = torch.tensor([420, 190], dtype=torch.int32, device=device)
-    leaves = [q, k, v, table] if grad else []
-    with torch.set_grad_enabled(grad):
-        words = dict(bias=RelativeBias(table), key_lengths=lengths, causal=True)
-        out = undivided.attention(q, k, v, **words, backend=backend)
-        return [out.detach(), *(torch.autograd.grad(out.float().square().sum(), leaves) if leaves else ())]
+    leaves = [q, k, v]
+    if backend == "cuda":  # which has no gradient of the table
+        table = table.detach()
+    else:
+        leaves.append(table)
+    words = dict(bias=RelativeBias(table), key_lengths=lengths, causal=True)
+    out = undivided.attention(q, k, v, **words, backend=backend)
+    return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
 
 
 def cuda_attention(device: str = DEVICE) -> list[Tensor]:
-    return attention(device, "cuda", grad=False)
+    """dq, whose last bits differ from run to run, is checked here and left out."""
+    out, dq, *rest = attention(device, "cuda")
+    expected = attention(device, "triton")[1]
+    scale = expected.float().abs().max()
+    assert (dq.float() - expected.float()).abs().max() < 0.02 * scale
+    return [out, *rest]
 
 
 def norm(device: str = DEVICE) -> list[Tensor]:

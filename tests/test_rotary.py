@@ -12,7 +12,7 @@ import undivided
 from kernel_backend import needs_cpu, needs_triton
 from rows import DEVICE
 from undivided import reference
-from undivided.dispatch import RotaryCall, load
+from undivided.dispatch import load
 from undivided.ops.rotary_table import ROTARY
 from undivided.testing import ROTARY_CASES, compare, poison
 
@@ -111,11 +111,6 @@ def test_what_it_refuses(turned):
         turned(x, cos.requires_grad_(), sin)
     with pytest.raises(NotImplementedError, match="rotary: the kernels do not take part in torch.func's transforms"):
         torch.func.grad(lambda x: turned(x, cos.detach(), sin).sum())(x)
-
-
-def test_it_stays_out_of_auto_until_it_has_run_on_a_gpu():
-    text = undivided.explain(RotaryCall("cuda", "bfloat16", 2, 8, 4, 64))
-    assert "has not run on a GPU yet" in text and text.endswith("auto takes: reference")
 
 
 # Address space that is not touched costs no memory. An offset of 32 bits would end the process.

@@ -8,7 +8,6 @@ import torch
 
 import undivided
 from undivided import reference
-from undivided.dispatch import FeedForwardCall
 from undivided.testing import check, compare, honest, poison
 from undivided.testing.cases import FEED_FORWARD_CASES, FeedForwardCase
 
@@ -71,6 +70,13 @@ def test_two_runs_agree_to_the_bit(path, gated):
     assert equal(gradients(values), gradients(values))
 
 
+def alike(first, second):
+    """On a GPU the library has a product of its own for transposed weights, which sums in its own order."""
+    if DEVICE != "cuda":
+        assert equal(first, second)
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+
+
 def test_any_strides(path):
     """Weights that are transposed views, x with wide rows, a bias in steps, and a gradient of stride 0 from sum()."""
     values = inputs()
@@ -85,10 +91,10 @@ def test_any_strides(path):
     views["x"] = wide[:, 7:31].requires_grad_()
     views["b_in"] = values["b_in"].detach().repeat_interleave(2)[::2].requires_grad_()
     assert views["w_in"].stride() == (1, 80) and views["x"].stride() == (100, 1) and views["b_in"].stride() == (2,)
-    assert equal(gradients(views), expected)
+    alike(gradients(views), expected)
 
     columns = {**values, "x": values["x"].detach().T.contiguous().T.requires_grad_()}
-    assert equal(gradients(columns), expected)
+    alike(gradients(columns), expected)
 
     out = undivided.feed_forward(**values, activation="gelu", backend="triton")
     ones = torch.autograd.grad(out, values["x"], torch.ones_like(out), retain_graph=True)
@@ -346,11 +352,3 @@ def test_where_the_activation_is_fused():
         assert fuses(16384, 512, 2048, False, torch.float32)
     finally:
         switch.allow_tf32 = before
-
-
-def test_it_stays_out_of_auto_until_it_has_run_on_a_gpu():
-    call = FeedForwardCall("cuda", "bfloat16", 4096, 512, 2048)
-    lines = undivided.explain(call).splitlines()
-    (row,) = [line for line in lines if line.split()[0] == "triton"]
-    assert "has not run on a GPU yet" in row
-    assert lines[-1] == "auto takes: reference"

@@ -54,6 +54,18 @@ def test_quick_passes_and_prints_json(capsys):
     assert all(row["ok"] and row["error"] <= row["budget"] for row in rows)
 
 
+def test_several_processes_find_the_same(capsys):
+    words = ["verify", "--quick", "--json", "--op", "layer_norm", "--device", "cpu"]
+    found = []
+    for jobs in ("1", "2"):
+        assert cli.main([*words, "--jobs", jobs]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        found.append([[row[name] for name in ("op", "backend", "case", "dtype", "ok")] for row in rows])
+    assert found[0] == found[1] and found[0]
+    assert cli.main([*words, "--jobs", "0"]) == 2
+    assert "--jobs 0: at least 1" in capsys.readouterr().err
+
+
 def test_a_broken_norm_kernel_fails(monkeypatch, capsys):
     right = norm_autograd.launch_backward
 

@@ -3,7 +3,7 @@
 A call is described by plain data (no tensors). A backend is a name, the module that holds its launchers (imported
 only once the backend is chosen) and a tuple of rules; a rule returns None, or a sentence that says what was asked,
 what is supported and what to do about it. `auto` takes the first row of a table that has no objection, so the order
-of the table is the whole policy.
+of the table is the whole policy, but for the rules by which a row leaves a call to one behind it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
+
+import torch
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "sdpa", "reference")
 
@@ -124,21 +126,28 @@ Rule = Callable[[Any], str | None]
 
 @dataclass(frozen=True)
 class Backend:
-    """One row of a table: `auto=False` keeps a row out of `backend="auto"`, for the reason in `note`."""
+    """One row of a table: `rules` say what it cannot run, `auto_rules` what it runs only when asked for by name."""
 
     name: str
     module: str
     rules: tuple[Rule, ...] = field(default=())
-    auto: bool = True
-    note: str = ""
+    auto_rules: tuple[Rule, ...] = field(default=())
 
     def objections(self, call: Call) -> list[str]:
-        texts = []
-        for rule in self.rules:  # no comprehension: torch.compile cannot trace one that closes over a named tuple
-            text = rule(call)
-            if text is not None:
-                texts.append(text)
-        return texts
+        return texts(self.rules, call)
+
+    def auto_objections(self, call: Call) -> list[str]:
+        return texts(self.auto_rules, call)
+
+
+def texts(rules: tuple[Rule, ...], call: Call) -> list[str]:
+    """What the rules say against a call."""
+    found = []
+    for rule in rules:  # no comprehension: torch.compile cannot trace one that closes over a named tuple
+        text = rule(call)
+        if text is not None:
+            found.append(text)
+    return found
 
 
 @cache
@@ -164,8 +173,8 @@ def report(table: tuple[Backend, ...], call: Call) -> list[tuple[str, str]]:
         objections = backend.objections(call)
         if objections:
             verdict = "; ".join(objections)
-        elif not backend.auto:
-            verdict = f"can run it, when asked for by name: {backend.note}"
+        elif reasons := backend.auto_objections(call):
+            verdict = f"can run it, when asked for by name: {'; '.join(reasons)}"
         else:
             verdict = "can run it"
         rows.append((backend.name, verdict))
@@ -196,13 +205,15 @@ def choose(table: tuple[Backend, ...], call: Call, backend: str = "auto") -> Bac
 def first_willing(table: tuple[Backend, ...], call: Call, backend: str) -> Backend | None:
     """The first row that is asked for and has no objection."""
     for row in table:
-        wanted = row.auto if backend == "auto" else row.name == backend
-        if wanted and not row.objections(call):
+        wanted = backend in ("auto", row.name)
+        if wanted and not row.objections(call) and not (backend == "auto" and row.auto_objections(call)):
             return row
     return None
 
 
 def warn_reference(table: tuple[Backend, ...], call: Call) -> None:
+    if torch.compiler.is_compiling():  # which cannot trace a warning
+        return
     text = report_text(table, call)
     warnings.warn(f"no fused backend runs this call, so the slow reference does:\n{text}", stacklevel=4)
 

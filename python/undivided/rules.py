@@ -41,6 +41,11 @@ def needs_gpu_or_interpreter(call: Call) -> str | None:
     )
 
 
+def faster_than_the_interpreter(call: Call) -> str | None:
+    """For `auto`: without a GPU Triton's kernels run in Python."""
+    return None if call.device == "cuda" else "Triton's interpreter is for tests"
+
+
 def needs_cpu_extension(call: Call) -> str | None:
     if EXTENSION_MISSING is None:
         return None

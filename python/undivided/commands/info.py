@@ -15,7 +15,7 @@ from .. import __version__
 from ..dispatch import AttentionCall, Call, FeedForwardCall, NormCall
 from ..environment import cpu_variant, data_folder, interpreting
 from ..ops import explain
-from ..ops.features import OPS, features_table
+from ..ops.features import features_table
 from .info_kernels import print_kernels
 from .sections import with_section
 
@@ -64,7 +64,6 @@ def lines() -> list[tuple[str, str]]:
         ("gpu", gpu()),
         ("extension", extension()),
         ("cuda build", build("cuda")),
-        *unproven(),
         *((name, installed(name, cure)) for name, cure in OPTIONAL.items()),
         ("interpreter", "on: Triton kernels run in Python on CPU tensors" if interpreting() else "off"),
         ("data", str(data_folder() or "UNDIVIDED_DATA is not set: `undivided data list` says what can be fetched")),
@@ -93,16 +92,6 @@ def build(part: str) -> str:
         return "no record of the build: the package runs from a source tree that was not installed"
     record = json.loads(path.read_text())
     return str(record.get(part) or record.get(f"{part}_skipped") or record.get("error") or "not recorded")
-
-
-def unproven() -> list[tuple[str, str]]:
-    """The kernels that `auto` does not take, with the reason; a line a backend."""
-    notes: dict[tuple[str, str], list[str]] = {}
-    for op, table, _, _ in OPS:
-        for row in table:
-            if not row.auto:
-                notes.setdefault((row.name, row.note), []).append(op)
-    return [("not in auto", f"{name} {', '.join(ops)}: {note}") for (name, note), ops in notes.items()]
 
 
 def installed(name: str, cure: str) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -59,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--integrations", action="store_true", help="check transformers' models instead of the ops")
     parser.add_argument("--op", choices=tuple(TABLES), help="only this op")
     parser.add_argument("--backend", help="only this backend")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the cases (default 1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
 
 
@@ -67,14 +71,13 @@ def run(args: argparse.Namespace) -> int:
         from .verify_integrations import run as run_integrations
 
         return run_integrations(args)
+    if args.jobs < 1:
+        raise ValueError(f"--jobs {args.jobs}: at least 1")
     rows, refused = [], 0
-    for op, backend, name, dtype, check in work(args):
-        try:
-            verdicts = check()
-        except BackendRefused:
+    for row in checked(args):
+        if row is None:
             refused += 1
             continue
-        row = summarise(op, backend, name, dtype, verdicts)
         rows.append(row)
         if not args.json:
             print(line(row), flush=True)
@@ -89,8 +92,22 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def work(args: argparse.Namespace) -> Iterator[tuple[str, str, str, str, Callable[[], list[Verdict]]]]:
-    """(op, backend, case, dtype, check) for everything that was asked for."""
+def checked(args: argparse.Namespace) -> Iterator[Row | None]:
+    """The rows in the order of the tables, None for a case that a backend refuses."""
+    if args.jobs == 1:
+        yield from map(partial(check, device=args.device), work(args))
+        return
+    # Started anew, as CUDA asks, with the cores shared out.
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    with multiprocessing.get_context("spawn").Pool(args.jobs, torch.set_num_threads, (threads,)) as pool:
+        yield from pool.imap(partial(check, device=args.device), work(args))
+
+
+Item = tuple[str, str, Any, str]
+
+
+def work(args: argparse.Namespace) -> Iterator[Item]:
+    """(op, backend, case, dtype) for everything that was asked for."""
     for op, table in TABLES.items():
         if args.op not in (None, op):
             continue
@@ -99,7 +116,7 @@ def work(args: argparse.Namespace) -> Iterator[tuple[str, str, str, str, Callabl
                 continue
             for case in cases(op, args.quick):
                 for dtype in ("float32", "bfloat16") if args.quick else ("float32", "bfloat16", "float16"):
-                    yield op, row.name, case.name, dtype, bind(op, case, dtype, row.name, args.device)
+                    yield op, row.name, case, dtype
 
 
 def cases(op: str, quick: bool) -> list:
@@ -114,14 +131,22 @@ def cases(op: str, quick: bool) -> list:
     return list(NORM_CASES[2:5] if quick else NORM_CASES)
 
 
-def bind(op: str, case: object, dtype: str, backend: str, device: str) -> Callable[[], list[Verdict]]:
-    function = None if op.endswith("norm") else getattr(compare, op)
-    kind = getattr(torch, dtype)
-    if function is None:
-        return lambda: compare.norm(op, case, kind, backend, device)  # type: ignore[arg-type]
+def check(item: Item, device: str) -> Row | None:
+    op, backend, case, dtype = item
+    try:
+        verdicts = compared(op, case, getattr(torch, dtype), backend, device)
+    except BackendRefused:
+        return None
+    return summarise(op, backend, case.name, dtype, verdicts)
+
+
+def compared(op: str, case: Any, dtype: torch.dtype, backend: str, device: str) -> list[Verdict]:
+    if op.endswith("norm"):
+        return compare.norm(op, case, dtype, backend, device)
+    function = getattr(compare, op)
     if op == "attention":
-        return lambda: with_gradients_or_without(partial(function, case, kind, backend, device))
-    return lambda: function(case, kind, backend, device)
+        return with_gradients_or_without(partial(function, case, dtype, backend, device))
+    return function(case, dtype, backend, device)
 
 
 def with_gradients_or_without(check: Callable[..., list[Verdict]]) -> list[Verdict]:

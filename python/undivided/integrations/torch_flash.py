@@ -179,7 +179,8 @@ def plain(
     number = query.shape[-1] ** -0.5 if scale is None else scale
     numbers = Numbers(scale=number, right=0 if is_causal else None, offset=offset if is_causal else None)
     tensors = Tensors(q, k, v, bias)
-    call = describe(tensors, numbers, return_lse=True)
+    # Below autograd no tensor requires a gradient: one may follow.
+    call = describe(tensors, numbers, return_lse=True)._replace(needs_grad=True)
     for row in KERNELS:
         if not row.objections(call):
             return row, tensors, numbers

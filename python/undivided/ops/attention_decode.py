@@ -6,12 +6,13 @@ from torch import Tensor
 
 from ..dispatch import DecodeCall, choose
 from ..reference import ALiBi, RelativeBias
+from ..reference.precision import autocasting
 from . import attention_decode_checks as checks
 from .attention_checks import check_numbers, check_sinks, check_structured_bias, check_window, plain_integers
 from .attention_decode_call import apply
 from .attention_decode_plain import Numbers, Tensors
 from .attention_decode_table import ATTENTION_DECODE
-from .checks import autocasting, is_flag, last_contiguous
+from .checks import is_flag, last_contiguous
 from .rotary_checks import check_pair
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..dispatch import Backend
 from ..rules import (
+    faster_than_the_interpreter,
     head_dims,
     kernel_dtype,
     needs_cpu_extension,
@@ -17,8 +18,7 @@ TRITON = Backend(
     name="triton",
     module="undivided.ops.triton_attention_decode",
     rules=(needs_triton, needs_gpu_or_interpreter, tensor_cores, kernel_dtype, head_dims),
-    auto=False,
-    note="it passes the interpreter and compiles, but has not run on a GPU yet",
+    auto_rules=(faster_than_the_interpreter,),
 )
 CPU = Backend(
     name="cpu",

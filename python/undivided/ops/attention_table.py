@@ -6,6 +6,7 @@ import torch
 
 from ..dispatch import AttentionCall, Backend
 from ..rules import (
+    faster_than_the_interpreter,
     head_dims,
     kernel_dtype,
     needs_cpu_extension,
@@ -71,19 +72,35 @@ def cuda_sizes(call: AttentionCall) -> str | None:
     return None
 
 
+def torch_fuses(call: AttentionCall) -> bool:
+    """Whether torch runs the call on a GPU by a fused kernel, and without a mask as large as the scores."""
+    if call.device != "cuda" or call.mask or call.key_lengths or call.bias is not None:
+        return False
+    if sdpa_words(call) is not None or sdpa_square(call) is not None:
+        return False
+    step = 4 if call.dtype == "float32" else 8  # 16 bytes
+    aligned = call.head_dim % step == 0 and call.head_dim_v % step == 0
+    efficient = call.nheads == call.nheads_kv and aligned
+    return efficient or (call.dtype != "float32" and call.head_dim == call.head_dim_v)
+
+
+def faster_than_torch(call: AttentionCall) -> str | None:
+    """For `auto`."""
+    if not torch_fuses(call):
+        return None
+    return "torch's kernel is faster without a mask or a bias: on an H200 this one has 0.8 of its speed, 0.7 at 128"
+
+
 CUDA = Backend(
     name="cuda",
     module="undivided.cuda.attention",
     rules=(needs_cuda_extension, on_hopper, cuda_sizes, cuda_words),
-    auto=False,
-    note="it compiles for Hopper, but has not run on a GPU yet",
 )
 TRITON = Backend(
     name="triton",
     module="undivided.ops.triton_attention",
     rules=(needs_triton, needs_gpu_or_interpreter, tensor_cores, kernel_dtype, head_dims),
-    auto=False,
-    note="it passes the interpreter and compiles, but has not run on a GPU yet",
+    auto_rules=(faster_than_the_interpreter, faster_than_torch),
 )
 CPU = Backend(
     name="cpu",

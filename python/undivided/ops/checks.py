@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..reference.precision import autocasting
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
 
@@ -76,13 +78,6 @@ def has_shape(name: str, value: Tensor, shape: tuple[int, ...], words: str) -> N
 def last_contiguous(value: Tensor) -> Tensor:
     """Kernels read rows: the last dimension must have stride 1. A copy is made where it has not."""
     return value if value.stride(-1) == 1 or value.shape[-1] <= 1 else value.contiguous()
-
-
-def autocasting(value: Tensor) -> bool:
-    if not torch._C._is_any_autocast_enabled():  # a fifth of the time of what follows
-        return False
-    kind = value.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def autocast_to(*values: Tensor | None) -> tuple[Tensor | None, ...]:

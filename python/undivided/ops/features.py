@@ -12,7 +12,7 @@ from .feed_forward_table import FEED_FORWARD
 from .norm_table import LAYER_NORM, RMS_NORM
 from .rotary_table import ROTARY
 
-_ATTENTION = AttentionCall("", "bfloat16", 2, 128, 128, 8, 8, 64, 64, needs_grad=True)
+_ATTENTION = AttentionCall("", "bfloat16", 2, 128, 128, 8, 8, 128, 128, needs_grad=True)
 _DECODE = DecodeCall("", "bfloat16", 2, 1, 1024, 8, 8, 64, 64)
 _NORM = NormCall("", "bfloat16", 256, 512, needs_grad=True)
 _FEED_FORWARD = FeedForwardCall("", "bfloat16", 256, 512, 2048, needs_grad=True)
@@ -89,7 +89,6 @@ COLUMNS = ("cuda", "triton", "cpu", "sdpa", "reference")
 
 def has(backend: Backend, call: Call) -> bool:
     """Whether the backend's kernels run the call, on a machine that has what they need."""
-    call = call._replace(device="cpu" if backend.name == "cpu" else "cuda")
     return not any(rule(call) for rule in backend.rules if rule not in OF_THE_MACHINE)
 
 
@@ -98,13 +97,15 @@ def cell(row: Backend | None, call: Call) -> str:
     without: dict[str, Any] = {name: False for name in call._fields if name.endswith("needs_grad")}
     forward = call._replace(**without)
     for asked, kind in ((call, ""), (forward, "forward ")):
-        if row is not None and has(row, asked):
-            return kind + ("yes" if row.auto else "by name")
+        if row is not None:
+            asked = asked._replace(device="cpu" if row.name == "cpu" else "cuda")
+            if has(row, asked):
+                return kind + ("by name" if row.auto_objections(asked) else "yes")
     return "-"
 
 
 def features_table() -> str:
-    """A Markdown table: a line a feature, a column a backend. "by name" is a kernel that `auto` does not take yet,
+    """A Markdown table: a line a feature, a column a backend. "by name" is a kernel that `auto` passes over there,
     "forward" one without gradients."""
     names = [name for name in COLUMNS if any(name == row.name for _, table, _, _ in OPS for row in table)]
     lines = [f"| op | feature | {' | '.join(names)} |", "|---|---|" + ":-:|" * len(names)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..dispatch import Backend, FeedForwardCall
 from ..rules import (
+    faster_than_the_interpreter,
     kernel_dtype,
     needs_cpu_extension,
     needs_cuda_extension,
@@ -13,7 +14,6 @@ from ..rules import (
     on_hopper,
     tensor_cores,
 )
-from .norm_table import UNPROVEN
 
 
 def cuda_sizes(call: FeedForwardCall) -> str | None:
@@ -24,19 +24,22 @@ def cuda_sizes(call: FeedForwardCall) -> str | None:
     return None
 
 
+def unproven(call: FeedForwardCall) -> str | None:
+    """For `auto`."""
+    return "it compiles for Hopper, but has not run on a GPU yet"
+
+
 CUDA = Backend(
     name="cuda",
     module="undivided.cuda.feed_forward",
     rules=(needs_cuda_extension, on_hopper, cuda_sizes),
-    auto=False,
-    note="it compiles for Hopper, but has not run on a GPU yet",
+    auto_rules=(unproven,),
 )
 TRITON = Backend(
     name="triton",
     module="undivided.ops.triton_feed_forward",
     rules=(needs_triton, needs_gpu_or_interpreter, tensor_cores, kernel_dtype),
-    auto=False,
-    note=UNPROVEN,
+    auto_rules=(faster_than_the_interpreter,),
 )
 CPU = Backend(name="cpu", module="undivided.cpu.feed_forward", rules=(needs_cpu_extension, on_cpu, kernel_dtype))
 REFERENCE = Backend(name="reference", module="undivided.reference")

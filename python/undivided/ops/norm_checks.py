@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import NormCall
-from .checks import autocasting, has_shape, is_float, is_number, same_device, same_dtype
+from ..reference.precision import autocasting
+from .checks import has_shape, is_float, is_number, same_device, same_dtype
 
 
 def check_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None) -> None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from ..dispatch import Backend
-from ..rules import kernel_dtype, needs_cpu_extension, needs_gpu_or_interpreter, needs_triton, on_cpu, tensor_cores
-
-UNPROVEN = "it passes the interpreter and compiles, but has not run on a GPU yet"
+from ..rules import (
+    faster_than_the_interpreter,
+    kernel_dtype,
+    needs_cpu_extension,
+    needs_gpu_or_interpreter,
+    needs_triton,
+    on_cpu,
+    tensor_cores,
+)
 
 
 def table(op: str) -> tuple[Backend, ...]:
@@ -14,8 +20,7 @@ def table(op: str) -> tuple[Backend, ...]:
             name="triton",
             module=f"undivided.ops.triton_{op}",
             rules=(needs_triton, needs_gpu_or_interpreter, tensor_cores, kernel_dtype),
-            auto=False,
-            note=UNPROVEN,
+            auto_rules=(faster_than_the_interpreter,),
         ),
         Backend("cpu", f"undivided.cpu.{op}", (needs_cpu_extension, on_cpu, kernel_dtype)),
         Backend("reference", "undivided.reference"),

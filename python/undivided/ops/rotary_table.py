@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from ..dispatch import Backend, RotaryCall
-from ..rules import kernel_dtype, needs_cpu_extension, needs_gpu_or_interpreter, needs_triton, on_cpu, tensor_cores
+from ..rules import (
+    faster_than_the_interpreter,
+    kernel_dtype,
+    needs_cpu_extension,
+    needs_gpu_or_interpreter,
+    needs_triton,
+    on_cpu,
+    tensor_cores,
+)
 
 
 def fixed_tables(call: RotaryCall) -> str | None:
@@ -16,8 +24,7 @@ TRITON = Backend(
     name="triton",
     module="undivided.ops.triton_rotary",
     rules=(needs_triton, needs_gpu_or_interpreter, tensor_cores, kernel_dtype, fixed_tables),
-    auto=False,
-    note="it passes the interpreter and compiles, but has not run on a GPU yet",
+    auto_rules=(faster_than_the_interpreter,),
 )
 CPU = Backend(
     name="cpu",

@@ -9,6 +9,7 @@ from .hidden import all_finite, bad_keys, rows_that_see
 
 # torch's own function whatever torch.nn.functional holds: `undivided.sdpa()` puts this package's there.
 TORCH_SDPA = torch._C._nn.scaled_dot_product_attention
+LOWEST = -2.3e38  # a bias that is finite times log2(e)
 
 
 def attention(
@@ -54,6 +55,16 @@ def additive(mask: Tensor | None, bias: Tensor | None, q: Tensor, k: Tensor) -> 
     """Mask and bias as torch's one argument, (batch, nheads, seqlen_q, seqlen_k) by stride 0."""
     both = mask
     if bias is not None:
-        bias = bias.to(q.dtype)
+        bias = (bias if bias.device.type == "cpu" else raised(bias, q.dtype)).to(q.dtype)
         both = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
     return None if both is None else both.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+
+
+def raised(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bias with what is finite kept finite in `dtype` and inside a GPU's kernel, which multiplies it by log2(e).
+
+    Many write the lowest float for -inf, and a row of nothing else gives the mean.
+    """
+    lowest = max(LOWEST, torch.finfo(dtype).min)
+    low = (bias < lowest) & (bias != float("-inf"))
+    return bias + torch.where(low, lowest - bias, 0.0).detach()  # a sum, so that gradients pass

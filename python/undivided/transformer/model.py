@@ -110,8 +110,7 @@ class Transformer(nn.Module):
     ) -> Decoding:
         """The state of decoding at most `longest` symbols for each source.
 
-        cuda_graph: a step is recorded once and then replayed in one launch. It is off by default: it has not run on a
-        GPU yet.
+        cuda_graph: a step is recorded once and then replayed in one launch.
 
         Raises:
             ValueError: cuda_graph is asked for on another device than a GPU, of a model in training mode, or for more
