@@ -26,7 +26,7 @@ Entries = Iterator[tuple[str, Compile]]
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.bfloat16, torch.float32)
-# 8192 columns are the widest whole row backward; more go by chunks, as 20000 do forward.
+# 8192 columns are the widest whole row backward (16384 for RMS norm on 9.0); more go by chunks, as 20000 do forward.
 WIDTHS = {"forward": (512, 1024, 4096, 16384, 20000), "backward": (512, 1024, 4096, 8192, 16384)}
 
 
