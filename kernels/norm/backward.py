@@ -2,7 +2,7 @@
 
 With n = (x - mean) * rstd and g = dy * weight, dx = rstd * (g - n * along - level), where along and level are the
 row's means of n * g and of g (without a mean, level is 0). dweight and dbias are the column sums of dy * n and of dy:
-each program keeps its own in float32 over all of its rows, and one more kernel adds the programs' sums in a fixed order.
+each program keeps its own in float32 over all of its rows, and one more kernel adds the programs' in a fixed order.
 
 A row too long for the registers takes two kernels: the means of every row first, then the same by blocks of columns.
 """
