@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from .aot import Resources
-from .attention.compiled import FEATURES, compile_attention, compile_combine
+from .attention.compiled import FEATURES, compile_attention, compile_combine, compile_delta
 from .attention_decode.compiled import compile_decode
 from .feed_forward.compiled import KERNELS as FEED_FORWARD_KERNELS
 from .feed_forward.compiled import compile_feed_forward
@@ -26,7 +26,7 @@ Entries = Iterator[tuple[str, Compile]]
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.bfloat16, torch.float32)
-# 8192 columns are the widest whole row backward; more go by chunks, as 20000 do forward.
+# 8192 columns are the widest whole row backward (16384 for RMS norm on 9.0); more go by chunks, as 20000 do forward.
 WIDTHS = {"forward": (512, 1024, 4096, 16384, 20000), "backward": (512, 1024, 4096, 8192, 16384)}
 
 
@@ -48,6 +48,7 @@ def attention() -> Entries:
         yield from attention_features(head_dim)
         name = named("combine head_dim", head_dim, torch.bfloat16)
         yield name, partial(compile_combine, head_dim, torch.bfloat16)
+        yield named("delta head_dim", head_dim, torch.bfloat16), partial(compile_delta, head_dim, torch.bfloat16)
 
 
 def attention_features(head_dim: int) -> Entries:

@@ -199,15 +199,22 @@ def test_low_precision(case, dtype, split):
 
 
 def test_how_many_parts_depends_on_shapes_and_the_device():
-    from undivided.kernels.attention.split import LEAST_KEYS, MOST_SPLITS, PER_SM, splits_of
+    from undivided.kernels.attention.launch import Launch
+    from undivided.kernels.attention.split import LEAST_KEYS, MOST_SPLITS, per_multiprocessor, splits_of
     from undivided.kernels.common.host import multiprocessors
 
-    slots = multiprocessors(DEVICE) * PER_SM
-    assert splits_of(slots, 10**6, DEVICE) == 1 == splits_of(10 * slots, 10**6, DEVICE)
-    assert splits_of(slots // 2, 10**6, DEVICE) == 2
-    assert splits_of(1, 2 * LEAST_KEYS - 1, DEVICE) == 1 and splits_of(1, 2 * LEAST_KEYS, DEVICE) == 2
-    assert splits_of(1, 10**6, DEVICE) == min(slots, MOST_SPLITS)
-    assert splits_of(0, 0, DEVICE) == 1
+    for per_sm in (1, 2):
+        slots = multiprocessors(DEVICE) * per_sm
+        assert splits_of(slots, 10**6, per_sm, DEVICE) == 1 == splits_of(10 * slots, 10**6, per_sm, DEVICE)
+        assert splits_of(slots // 2, 10**6, per_sm, DEVICE) == 2
+        assert splits_of(1, 2 * LEAST_KEYS - 1, per_sm, DEVICE) == 1
+        assert splits_of(1, 2 * LEAST_KEYS, per_sm, DEVICE) == 2
+        assert splits_of(1, 10**6, per_sm, DEVICE) == min(slots, MOST_SPLITS)
+        assert splits_of(0, 0, per_sm, DEVICE) == 1
+    # Two stages of 64 keys and values of 128 elements are 64 KiB: enough for one program on each multiprocessor.
+    enough = Launch(32, 64, 4, 3)
+    assert per_multiprocessor(enough, 128, torch.bfloat16) == 1
+    assert per_multiprocessor(enough, 64, torch.bfloat16) == 2 == per_multiprocessor(enough, 96, torch.bfloat16)
 
 
 def test_a_call_that_splits_by_itself():

@@ -28,8 +28,8 @@ def parts(monkeypatch):
     def force(number=None):
         original = forward.splits_of
 
-        def splits_of(programs, keys, device):
-            found.append(original(programs, keys, device) if number is None else number)
+        def splits_of(*sizes):
+            found.append(original(*sizes) if number is None else number)
             return found[-1]
 
         monkeypatch.setattr(forward, "splits_of", splits_of)
@@ -76,7 +76,7 @@ def test_training_gets_the_gradients_of_split_keys(parts):
 
 
 def test_a_nan_in_one_part_reaches_its_row():
-    """Key 200 is in the second part of two; query 0 does not see it, query 1 does, query 2's window has passed it."""
+    """Key 200 is in the last part of four; query 0 does not see it, query 1 does, query 2's window has passed it."""
     q, k, v = qkv(1, 3, 256)
     k[0, 200] = float("nan")
     mask = torch.ones(3, 256, dtype=torch.bool, device=DEVICE)
@@ -136,8 +136,7 @@ def test_the_order_changes_no_bit(monkeypatch):
 
 def test_an_order_is_made_only_where_it_helps():
     from undivided.kernels.attention.plan import make_plan
-    from undivided.kernels.attention.schedule import longest_first
-    from undivided.kernels.attention.split import PER_SM
+    from undivided.kernels.attention.schedule import PER_SM, longest_first
     from undivided.kernels.common.host import multiprocessors
 
     x = torch.zeros(10, 1, 8, device=DEVICE)

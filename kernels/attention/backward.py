@@ -8,9 +8,11 @@ import torch
 import triton
 from torch import Tensor
 
-from ..common.host import on_its_device, power_of_two, widened
+from ..common.host import capability, on_its_device, power_of_two, widened
+from .delta import make_delta
 from .gradients import dbias_kernel, dkdv_kernel, dq_kernel
-from .plan import BACKWARD, Launch, Plan, launch_of, make_plan
+from .launch import Launch, launch_of
+from .plan import Plan, make_plan
 from .schedule import longest_first
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -44,12 +46,12 @@ def attention_backward(
     dout = dout.to(q.dtype)
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
     plan, sinks, table = make_plan(q, k, v, **words), words.get("sinks"), words.get("relative_table")
-    # float32 (batch, nheads, seqlen_q), as the lse
-    delta = (out.float() * dout.float()).sum(-1).transpose(-1, -2)
-    delta = (delta if dlse is None else delta - dlse).contiguous()
+    delta = make_delta(out if out.stride(-1) == 1 else out.contiguous(), dout, dlse)
     lse = lse.contiguous()
-    dq, dk, dv = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
-    row = launch_of(BACKWARD, max(q.shape[-1], v.shape[-1]), q.dtype)
+    # The kernels write every row, but of packed tensors those of their sequences alone. Without queries or keys there
+    # is nothing to run.
+    whole = q.dim() == 4 and plan.longest_q and plan.longest_k
+    dq, dk, dv = ((torch.empty if whole else torch.zeros)(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     shared = dict(
         plan.arguments,
         dout_b=batch_stride(dout),
@@ -57,21 +59,23 @@ def attention_backward(
         dout_h=dout.stride(-2),
         lse_b=0 if q.dim() == 3 else lse.stride(0),
         lse_h=lse.stride(-2),
-        BLOCK_M=row.BLOCK_M,
-        BLOCK_N=row.BLOCK_N,
-        num_warps=row.num_warps,
-        num_stages=row.num_stages,
     )
+    width, compute = max(q.shape[-1], v.shape[-1]), capability(q.device)
+
+    def row_of(kernel: str) -> Launch:
+        return launch_of(kernel, plan.arguments, width, q.dtype, compute)
+
     tensors = (q, k, v, dout, lse, delta)
-    dtable = _dq(tensors, dq, plan, row, table if need_table else None, shared)
+    dtable = _dq(tensors, dq, plan, row_of("dq"), table if need_table else None, shared)
+    row = row_of("dkdv")
     programs = triton.cdiv(plan.longest_k, row.BLOCK_N) * plan.batch * plan.nheads_kv
     if programs and dk.numel():
         order = longest_first(plan, row.BLOCK_N, programs, q.device, of_keys=True)
         names = {f"{n}_{d}": s for n, t in (("dk", dk), ("dv", dv)) for d, s in zip("bsh", strides(t), strict=True)}
         dkdv_kernel[(programs,)](
-            *tensors, dk, dv, q if order is None else order, **names, ORDERED=order is not None, **shared
-        )
-    dbias = _dbias(tensors, bias, plan, row, shared) if need_bias and bias is not None else None
+            *tensors, dk, dv, q if order is None else order, **names, ORDERED=order is not None, **shared, **vars(row)
+        )  # fmt: skip
+    dbias = _dbias(tensors, bias, plan, row_of("dbias"), shared) if need_bias and bias is not None else None
     dsinks = None
     if need_sinks and sinks is not None:
         # The sink's probability of a row; the loss falls with it as the row's other probabilities shrink.
@@ -103,7 +107,7 @@ def _dq(tensors: Any, dq: Tensor, plan: Plan, row: Launch, table: Tensor | None,
         names = dict(zip(("dq_b", "dq_s", "dq_h"), strides(dq), strict=True))
         dq_kernel[(programs,)](
             *tensors, dq, buckets, partial, dq if order is None else order, **names,
-            NEEDS_TABLE=table is not None, ORDERED=order is not None, BLOCK_B=width, **shared,
+            NEEDS_TABLE=table is not None, ORDERED=order is not None, BLOCK_B=width, **shared, **vars(row),
         )  # fmt: skip
     if table is None:
         return None
@@ -118,5 +122,5 @@ def _dbias(tensors: Any, bias: Tensor, plan: Plan, row: Launch, shared: Any) -> 
     programs = sizes[0] * sizes[1] * triton.cdiv(sizes[2], row.BLOCK_M) * triton.cdiv(sizes[3], row.BLOCK_N)
     if programs and min(plan.batch, plan.longest_q, plan.longest_k):
         flags = dict(zip(("SUM_B", "SUM_H", "SUM_M", "SUM_N"), sums, strict=True))
-        dbias_kernel[(programs,)](*tensors, dbias, plan.batch, **flags, **shared)
+        dbias_kernel[(programs,)](*tensors, dbias, plan.batch, **flags, **shared, **vars(row))
     return dbias.to(bias.dtype)

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from ..aot import Resources, compile_call, compile_kernel
+from .delta import WARPS, delta_kernel
+from .delta import arguments_of as delta_arguments
 from .forward import forward_kernel
 from .gradients import dbias_kernel, dkdv_kernel, dq_kernel
-from .plan import BACKWARD, forward_table, launch_of, make_plan
+from .launch import launch_of
+from .plan import make_plan
 from .split import MOST_SPLITS, arguments_of, combine_kernel
 
 KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkdv": dkdv_kernel, "dbias": dbias_kernel}
@@ -27,6 +30,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "sinks": {"HAS_SINKS": True},
     "dropout": {"HAS_DROPOUT": True},
     "turned positions": {"HAS_ROTARY": True},
+    "grouped heads": {"group": 4},
 }
 OWN = {
     "forward": {"HAS_SINKS": False, "HAS_ROTARY": False, "ORDERED": False, "SPLIT": False},
@@ -46,10 +50,13 @@ def compile_attention(
     kernel = KERNELS[name]
     q = torch.empty((1, 16, 1, head_dim), dtype=dtype)
     plan = make_plan(q, q, q, scale=1.0, causal=causal)
-    row = launch_of(forward_table(features) if name == "forward" else BACKWARD, head_dim, dtype)
+    row = launch_of(name, plan.arguments | features, head_dim, dtype, capability)
     given: dict[str, Any] = dict(plan.arguments, **OWN[name], BLOCK_M=row.BLOCK_M, BLOCK_N=row.BLOCK_N)
     given |= features
+    # As in a call an integer 1 is compiled in: as many key heads as query heads, a contiguous mask.
+    ones = {"group": 1, "bias_n": 1, "mask_n": 1} | {key: value for key, value in features.items() if key == "group"}
     constants = {key: value for key, value in given.items() if key.isupper() and key in kernel.arg_names}
+    constants |= {key: 1 for key, value in ones.items() if value == 1 and key in kernel.arg_names}
     floats = ("scale", "softcap", "keep_scale")
     statistics = ("lse", "delta", "dtable", "dbias", "values", "slopes", "cos", "sin")
     integers = ("buckets", "shifts", "key_lengths", "query_lengths", "cu_q", "cu_k", "order")
@@ -76,3 +83,10 @@ def compile_combine(head_dim_v: int, dtype: torch.dtype, capability: int) -> Res
     lse = torch.empty((1, 16, 1), device="meta")
     parts = (torch.empty((MOST_SPLITS, *t.shape), device="meta") for t in (out, lse))
     return compile_call(combine_kernel, arguments_of(*parts, None, out, lse), capability)
+
+
+def compile_delta(head_dim_v: int, dtype: torch.dtype, capability: int) -> Resources:
+    """What the rows' sums of out * dout need, less the gradient of the lse."""
+    out = torch.empty((1, 16, 16, head_dim_v), dtype=dtype, device="meta")
+    lse = torch.empty((1, 16, 16), device="meta")
+    return compile_call(delta_kernel, delta_arguments(out, out, lse, lse), capability, WARPS)

@@ -14,14 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.dropout import kept
-from ..common.host import on_its_device, widened
+from ..common.host import capability, on_its_device, widened
 from ..rotary.load import load_turned
 from .blocks import key_range, place, sequence, shift_of
-from .plan import forward_table, launch_of, make_plan
+from .launch import launch_of
+from .plan import make_plan
 from .relative import add_relative, near_range
 from .schedule import longest_first
 from .softmax import finish, step, weigh
-from .split import combine, share, splits_of
+from .split import combine, per_multiprocessor, share, splits_of
 from .tile import load_rows, scores, store_rows, visible
 
 FLOATS = ["scale", "softcap", "state", "threshold", "keep_scale"]
@@ -162,11 +163,14 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, **words: Any) -> tuple[Te
     shape = (plan.nheads, q.shape[0]) if q.dim() == 3 else (plan.batch, plan.nheads, q.shape[1])
     lse = torch.full(shape, float("-inf"), dtype=torch.float32, device=q.device)
     turns = cos is not None
-    row = launch_of(forward_table(dict(plan.arguments, HAS_ROTARY=turns)), max(q.shape[-1], v.shape[-1]), q.dtype)
+    width = max(q.shape[-1], v.shape[-1])
+    constants = dict(plan.arguments, HAS_ROTARY=turns)
+    row = launch_of("forward", constants, width, q.dtype, capability(q.device))
     programs = triton.cdiv(plan.longest_q, row.BLOCK_M) * plan.batch * plan.nheads
     if not programs or not out.numel():
         return out.to(dtype), lse
-    splits = splits_of(programs, plan.reach(row.BLOCK_M), q.device)
+    per_sm = per_multiprocessor(row, width, q.dtype)
+    splits = splits_of(programs, plan.reach(row.BLOCK_M), per_sm, q.device)
     to, to_lse = out, lse
     if splits > 1:
         to = q.new_empty((splits, *out.shape), dtype=torch.float32)

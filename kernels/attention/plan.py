@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,54 +11,8 @@ import torch
 from torch import Tensor
 
 from ..common.dropout import seed_state
-from ..common.host import interpreting, power_of_two, signed
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Block sizes and resources of one kernel."""
-
-    BLOCK_M: int
-    BLOCK_N: int
-    num_warps: int
-    num_stages: int
-
-
-# By the bytes of an element, then by the padded head_dim (of keys and values, the larger). The rows of 64 and 128 are
-# what compiles without spills (float32 backward: 24 bytes at most) for compute capability 8.0, 9.0 and 10.0; none has
-# been timed on a GPU yet. Products of float32 do not run on tensor cores, and a thread holds whole rows of what it
-# multiplies: tiles are small, threads many.
-FORWARD = {
-    2: {16: Launch(128, 64, 4, 3), 32: Launch(128, 64, 4, 3), 64: Launch(64, 32, 4, 2), 128: Launch(128, 32, 8, 2),
-        256: Launch(32, 32, 4, 1)},
-    4: {16: Launch(64, 32, 8, 1), 32: Launch(64, 32, 8, 1), 64: Launch(32, 32, 8, 1), 128: Launch(16, 16, 8, 1),
-        256: Launch(16, 16, 8, 1)},
-}  # fmt: skip
-# A mask or a dense bias takes an address for each element of a tile, as turning does: a thread holds half as many.
-FORWARD_DENSE = {2: FORWARD[2] | {64: Launch(64, 32, 8, 2), 128: Launch(64, 32, 8, 2)}, 4: FORWARD[4]}
-BACKWARD = {
-    2: {16: Launch(64, 64, 4, 1), 32: Launch(64, 64, 4, 1), 64: Launch(32, 32, 4, 1), 128: Launch(32, 32, 8, 1),
-        256: Launch(16, 16, 4, 1)},
-    4: {16: Launch(64, 32, 4, 1), 32: Launch(64, 32, 4, 1), 64: Launch(32, 16, 4, 1), 128: Launch(32, 16, 8, 1),
-        256: Launch(16, 16, 4, 1)},
-}  # fmt: skip
-INTERPRETED = Launch(64, 64, 4, 1)
-
-
-def forward_table(constants: Mapping[str, Any]) -> dict[int, dict[int, Launch]]:
-    """The forward's rows for a call with these constants of its kernel; one that is left out is off."""
-    dense = any(constants.get(name) for name in ("HAS_BIAS", "HAS_MASK", "HAS_ROTARY"))
-    return FORWARD_DENSE if dense else FORWARD
-
-
-def rows_of_turned(width: int, dtype: torch.dtype) -> int:
-    """How many queries one program of the forward takes when it turns them by rotary positions."""
-    return launch_of(forward_table({"HAS_ROTARY": True}), width, dtype).BLOCK_M
-
-
-def launch_of(table: dict[int, dict[int, Launch]], width: int, dtype: torch.dtype) -> Launch:
-    """The interpreter's cost is per operation on a tile, whatever its size: there the tiles are large."""
-    return INTERPRETED if interpreting() else table[dtype.itemsize][power_of_two(width)]
+from ..common.host import power_of_two, signed
+from .launch import rows_of_turned as rows_of_turned
 
 
 @dataclass(frozen=True)

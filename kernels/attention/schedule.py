@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..common.host import multiprocessors
 from .plan import Plan
-from .split import PER_SM
+
+PER_SM = 2  # programs that run at once on each multiprocessor
 
 
 def longest_first(plan: Plan, block: int, programs: int, device: torch.device, of_keys: bool = False) -> Tensor | None:

@@ -14,23 +14,33 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.host import multiprocessors, power_of_two
+from .launch import Launch
 from .tile import LOG2E
 
-# None has been timed on a GPU yet. Two programs on each multiprocessor: one loads while the other computes.
-PER_SM = 2
-# Fewer keys than these are read in less time than it takes to start the kernel that merges them.
-LEAST_KEYS = 128
+# One program on each multiprocessor where it has this many bytes of keys and values under way, else two. On an H200 at
+# head_dim 128, caches of 1024 to 65536 keys: with 96 KiB one took 0.98 of the time of two, with 48 KiB 1.2.
+ENOUGH_UNDER_WAY = 64 * 1024
+# One block of most tables. One query a head of a cache of 1024 keys, 4 key heads: 6.5 us in parts of 64 keys, 7.8 in
+# parts of 128, 10.8 in parts of 256 (H200), of which 4.5 or so are the kernel that merges.
+LEAST_KEYS = 64
 # Parts times columns of one merging program: 8192 float32, 64 registers a thread.
 MOST_SPLITS = 128
 COLUMNS = 64
 
 
-def splits_of(programs: int, keys: int, device: torch.device) -> int:
+def per_multiprocessor(row: Launch, width: int, dtype: torch.dtype) -> int:
+    """How many programs of this row are to run on each multiprocessor. width: the head_dim, of keys or values."""
+    block = 2 * row.BLOCK_N * width * dtype.itemsize  # bytes of keys and values
+    return 1 if (row.num_stages - 1) * block >= ENOUGH_UNDER_WAY else 2
+
+
+def splits_of(programs: int, keys: int, per_sm: int, device: torch.device) -> int:
     """Among how many programs the keys are shared. It depends on shapes and the device alone, and so do results.
 
-    programs: how many there are without splitting. keys: the most that a query can see.
+    programs: how many there are without splitting. keys: the most that a query can see. per_sm: of
+    `per_multiprocessor`.
     """
-    slots = multiprocessors(device) * PER_SM
+    slots = multiprocessors(device) * per_sm
     return max(1, min(slots // max(programs, 1), keys // LEAST_KEYS, MOST_SPLITS))
 
 

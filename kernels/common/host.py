@@ -35,6 +35,15 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def capability(device: torch.device) -> int:
+    """The compute capability, as 90 for 9.0; read once. 0 without a GPU."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def widened(*tensors: Tensor | None) -> list[Tensor | None]:
     """In the interpreter, bfloat16 as float32: its arithmetic on bfloat16 is that of the raw bits."""
     if not interpreting():

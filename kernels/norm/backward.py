@@ -2,7 +2,7 @@
 
 With n = (x - mean) * rstd and g = dy * weight, dx = rstd * (g - n * along - level), where along and level are the
 row's means of n * g and of g (without a mean, level is 0). dweight and dbias are the column sums of dy * n and of dy:
-each program keeps its own in float32 over all of its rows, and the programs' sums are then added in a fixed order.
+each program keeps its own in float32 over all of its rows, and one more kernel adds the programs' in a fixed order.
 
 A row too long for the registers takes two kernels: the means of every row first, then the same by blocks of columns.
 """
@@ -16,9 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.host import widened
-from .plan import BACKWARD, flat, programs, table_of
+from ..common.host import interpreting, widened
+from .plan import Launch, flat, programs, table_of
 from .rows import load_columns, load_tile, rows_of, store_tile
+
+# A few hundred rows of sums: 16 columns are the shortest run that memory reads whole, and make the most programs.
+SUM = Launch(128, 16, 4)
 
 
 @triton.jit
@@ -70,7 +73,7 @@ def backward_kernel(
     mean, rstd,  # float32 (rows,)
     along, level,  # float32 (rows,), read where a tile does not hold WHOLE rows
     dx,  # (rows, columns), contiguous
-    dweight, dbias,  # float32 (programs, columns)
+    weight_sums, bias_sums,  # float32 (programs, columns)
     dy_row, dsummed_row, x_row, rows, columns,
     CENTRED: tl.constexpr, HAS_DSUMMED: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
     WHOLE: tl.constexpr, KEEPS_WEIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
@@ -78,16 +81,16 @@ def backward_kernel(
     j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     if HAS_WEIGHT and KEEPS_WEIGHT:
         kept = load_columns(weight, j, columns)[None, :]
-    weight_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    bias_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    weight_sum = tl.zeros((ROWS, COLUMNS), tl.float32)
+    bias_sum = tl.zeros((ROWS, COLUMNS), tl.float32)
     for block in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
         i = rows_of(block, ROWS)
         normal, scale = load_normal(x, mean, rstd, i, j, rows, columns, x_row, CENTRED)  # [R, C]
         grad = load_tile(dy, i, j, rows, columns, dy_row)
         if HAS_BIAS:
-            bias_sums += grad
+            bias_sum += grad
         if HAS_WEIGHT:
-            weight_sums += grad * normal
+            weight_sum += grad * normal
             if KEEPS_WEIGHT:
                 grad = grad * kept
             else:
@@ -105,9 +108,31 @@ def backward_kernel(
             result += load_tile(dsummed, i, j, rows, columns, dsummed_row)
         store_tile(dx, i, j, rows, columns, columns, result)
     if HAS_WEIGHT:
-        store_sums(dweight, j, columns, weight_sums)
+        store_sums(weight_sums, j, columns, weight_sum)
     if HAS_BIAS:
-        store_sums(dbias, j, columns, bias_sums)
+        store_sums(bias_sums, j, columns, bias_sum)
+
+
+@triton.jit
+def sum_kernel(
+    weight_sums, bias_sums,  # float32 (programs, columns)
+    dweight, dbias,  # (columns,)
+    programs, columns,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    weight_sum = tl.zeros((ROWS, COLUMNS), tl.float32)
+    bias_sum = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, programs, ROWS):
+        i = first + tl.arange(0, ROWS).to(tl.int64)
+        if HAS_WEIGHT:
+            weight_sum += load_tile(weight_sums, i, j, programs, columns, columns)
+        if HAS_BIAS:
+            bias_sum += load_tile(bias_sums, i, j, programs, columns, columns)
+    if HAS_WEIGHT:
+        tl.store(dweight + j, tl.sum(weight_sum, 0).to(dweight.dtype.element_ty), mask=j < columns)
+    if HAS_BIAS:
+        tl.store(dbias + j, tl.sum(bias_sum, 0).to(dbias.dtype.element_ty), mask=j < columns)
 
 
 def norm_backward(
@@ -127,14 +152,14 @@ def norm_backward(
     dy, dsummed, x, weight = widened(dy, dsummed, x, weight)  # type: ignore[assignment]
     x, dy, dsummed = flat(x), flat(dy), None if dsummed is None else flat(dsummed)
     rows, columns = x.shape
-    table = table_of(BACKWARD)
+    table = table_of("backward", mean is not None, x)
     whole = table.choose(columns)
     row = table.long if whole is None else whole
     chunks, blocks = triton.cdiv(columns, row.COLUMNS), triton.cdiv(rows, row.ROWS)
     number = programs(row, blocks, chunks, x.device)
     dx = x.new_empty((rows, columns))
-    dweight = None if weight is None else x.new_empty((number, columns), dtype=torch.float32)
-    dbias = x.new_empty((number, columns), dtype=torch.float32) if has_bias else None
+    weight_sums = rstd if weight is None else x.new_empty((number, columns), dtype=torch.float32)
+    bias_sums = x.new_empty((number, columns), dtype=torch.float32) if has_bias else rstd
     if rows:
         shared: dict[str, Any] = dict(
             dy=dy, x=x, weight=x if weight is None else weight.contiguous(), mean=rstd if mean is None else mean,
@@ -149,12 +174,30 @@ def norm_backward(
                     **shared, ROWS=tile.ROWS, COLUMNS=tile.COLUMNS, num_warps=tile.num_warps
                 )
             backward_kernel[(number, chunks)](
-                **shared, dsummed=x if dsummed is None else dsummed, dx=dx, dbias=rstd if dbias is None else dbias,
-                dweight=rstd if dweight is None else dweight, dsummed_row=0 if dsummed is None else dsummed.stride(0),
+                **shared, dsummed=x if dsummed is None else dsummed, dx=dx, weight_sums=weight_sums,
+                bias_sums=bias_sums, dsummed_row=0 if dsummed is None else dsummed.stride(0),
                 HAS_DSUMMED=dsummed is not None, HAS_BIAS=has_bias, WHOLE=whole is not None,
                 KEEPS_WEIGHT=row.keeps_weight, ROWS=row.ROWS, COLUMNS=row.COLUMNS, STAGES=row.STAGES,
                 num_warps=row.num_warps,
             )  # fmt: skip
-    # Their order of summation is fixed by the shape (programs, columns).
-    totals = (None if sums is None else sums.sum(0).to(parameter_dtype) for sums in (dweight, dbias))
-    return dx.to(dtype).view(shape), *totals
+    dweight, dbias = _summed(weight_sums, bias_sums, parameter_dtype, weight is not None, has_bias)
+    return dx.to(dtype).view(shape), dweight, dbias
+
+
+def _summed(
+    weight_sums: Tensor, bias_sums: Tensor, dtype: torch.dtype, has_weight: bool, has_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """(dweight, dbias) of the programs' sums, in an order that their shape fixes: by one kernel, in one launch."""
+    if not (has_weight or has_bias):
+        return None, None
+    number, columns = (weight_sums if has_weight else bias_sums).shape
+    wide = torch.float32 if interpreting() and dtype == torch.bfloat16 else dtype
+    dweight, dbias = (weight_sums.new_empty(columns, dtype=wide) if has else None for has in (has_weight, has_bias))
+    if columns:
+        with torch.cuda.device_of(weight_sums):
+            sum_kernel[(triton.cdiv(columns, SUM.COLUMNS),)](
+                weight_sums, bias_sums, weight_sums if dweight is None else dweight,
+                weight_sums if dbias is None else dbias, number, columns, HAS_WEIGHT=has_weight, HAS_BIAS=has_bias,
+                ROWS=SUM.ROWS, COLUMNS=SUM.COLUMNS, num_warps=SUM.num_warps,
+            )  # fmt: skip
+    return tuple(None if total is None else total.to(dtype) for total in (dweight, dbias))  # type: ignore[return-value]

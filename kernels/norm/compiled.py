@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..aot import Resources, compile_kernel
-from .backward import backward_kernel, means_kernel
+from .backward import SUM, backward_kernel, means_kernel, sum_kernel
 from .forward import forward_kernel, long_forward_kernel
-from .plan import BACKWARD, FORWARD, Launch
+from .plan import Launch, table_for
 
 POINTER = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 MATRICES = ("x", "residual", "y", "summed", "dy", "dsummed", "dx")
@@ -25,7 +25,7 @@ def compile_norm(
     """
     if direction not in ("forward", "backward"):
         raise ValueError(f"direction={direction!r} is unknown; allowed: forward, backward")
-    table = FORWARD if direction == "forward" else BACKWARD
+    table = table_for(direction, centred, dtype, capability)
     whole = table.choose(columns)
     row = table.long if whole is None else whole
     kernels: dict[str, tuple[Any, Launch]] = {}
@@ -33,6 +33,7 @@ def compile_norm(
         kernels["forward"] = (long_forward_kernel if whole is None else forward_kernel, row)
     else:
         kernels["backward"] = (backward_kernel, row)
+        kernels["sum"] = (sum_kernel, SUM)
         if whole is None:
             kernels["means"] = (means_kernel, table.means)
     found = {}
@@ -52,8 +53,8 @@ def compile_norm(
 def type_of(argument: str, dtype: torch.dtype, weight_dtype: torch.dtype) -> str:
     if argument in MATRICES:
         return POINTER[dtype]
-    if argument in ("weight", "bias"):
+    if argument in ("weight", "bias", "dweight", "dbias"):
         return POINTER[weight_dtype]
     if argument == "eps":
         return "fp32"
-    return "i32" if argument in ("rows", "columns") or argument.endswith("_row") else "*fp32"
+    return "i32" if argument in ("rows", "columns", "programs") or argument.endswith("_row") else "*fp32"

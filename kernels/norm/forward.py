@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.host import interpreting, widened
-from .plan import FORWARD, flat, table_of
+from .plan import flat, table_of
 from .rows import load_summed, merged, rows_of, scale_and_shift, statistics, store_tile
 
 
@@ -89,7 +89,7 @@ def norm_forward(
     y = x.new_empty((rows, columns))
     summed = None if residual is None else x.new_empty((rows, columns))
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    table = table_of(FORWARD)
+    table = table_of("forward", centred, x)
     whole = table.choose(columns)
     row, kernel = (table.long, long_forward_kernel) if whole is None else (whole, forward_kernel)
     if rows:
