@@ -249,7 +249,7 @@ def test_it_is_refused_with_the_reasons():
 def test_it_stays_out_of_auto_until_it_has_run_on_a_gpu():
     lines = undivided.explain(FeedForwardCall("cuda", "bfloat16", 4096, 512, 2048)).splitlines()
     assert lines[-1] == "auto takes: reference"
-    assert not CUDA.auto and "has not run on a GPU yet" in CUDA.note
+    assert CUDA is FEED_FORWARD[0] and not CUDA.auto_rules
 
 
 @pytest.mark.parametrize(("down", "across"), [(1, 1), (16, 3), (17, 4), (40, 1), (33, 5)])

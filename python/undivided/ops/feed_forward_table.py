@@ -24,16 +24,10 @@ def cuda_sizes(call: FeedForwardCall) -> str | None:
     return None
 
 
-def unproven(call: FeedForwardCall) -> str | None:
-    """For `auto`."""
-    return "it compiles for Hopper, but has not run on a GPU yet"
-
-
 CUDA = Backend(
     name="cuda",
     module="undivided.cuda.feed_forward",
     rules=(needs_cuda_extension, on_hopper, cuda_sizes),
-    auto_rules=(unproven,),
 )
 TRITON = Backend(
     name="triton",
