@@ -13,7 +13,7 @@ from emulated import emulated
 from kernel_backend import CUDA as CUDA_RUNS
 from undivided import BackendRefused, reference
 from undivided.dispatch import FeedForwardCall
-from undivided.ops.feed_forward_table import CUDA, FEED_FORWARD
+from undivided.ops.feed_forward_table import CUDA, FEED_FORWARD, cuda_sizes
 from undivided.rules import OF_THE_MACHINE
 from undivided.testing import FEED_FORWARD_CASES, FeedForwardCase, check, compare, honest, poison
 
@@ -246,10 +246,9 @@ def test_it_is_refused_with_the_reasons():
         undivided.feed_forward(**inputs(d_ff=84), backend="cuda")
 
 
-def test_it_stays_out_of_auto_until_it_has_run_on_a_gpu():
-    lines = undivided.explain(FeedForwardCall("cuda", "bfloat16", 4096, 512, 2048)).splitlines()
-    assert lines[-1] == "auto takes: reference"
-    assert CUDA is FEED_FORWARD[0] and not CUDA.auto_rules
+def test_it_is_the_first_choice():
+    call = FeedForwardCall("cuda", "bfloat16", 4096, 512, 2048, needs_grad=True)
+    assert CUDA is FEED_FORWARD[0] and not CUDA.auto_objections(call) and cuda_sizes(call) is None
 
 
 @pytest.mark.parametrize(("down", "across"), [(1, 1), (16, 3), (17, 4), (40, 1), (33, 5)])

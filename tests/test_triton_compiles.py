@@ -21,7 +21,7 @@ def compiled(*what: str) -> list[dict]:
 
 
 def bad(rows: list[dict], spills: int = 0, timed: int | None = None) -> list[dict]:
-    """spills: the bytes of stack that a thread may take; timed: on 9.0, where rows were timed and the fastest may spill."""
+    """spills: the bytes of stack that a thread may take; timed: on 9.0, where the fastest of timed rows may spill."""
     most = {90: spills if timed is None else timed}
     return [row for row in rows if row["stack"] > most.get(row["capability"], spills) or row["shared"] > row["limit"]]
 
