@@ -21,8 +21,8 @@ def compiled(*what: str) -> list[dict]:
 
 
 def bad(rows: list[dict], spills: int = 0, timed: int | None = None) -> list[dict]:
-    """spills: the bytes of stack that a thread may take; timed: on 9.0, where rows were chosen by timing, as the fastest
-    may spill."""
+    """spills: the bytes of stack that a thread may take; timed: those on 9.0, where rows are the fastest that were timed,
+    and the fastest may spill."""
     most = {90: spills if timed is None else timed}
     return [row for row in rows if row["stack"] > most.get(row["capability"], spills) or row["shared"] > row["limit"]]
 
@@ -44,7 +44,7 @@ def test_attention_with_a_relative_bias_spills_a_few_bytes_at_most():
 def test_attention_with_any_feature_spills_a_few_bytes_at_most():
     """Each feature by itself."""
     rows = compiled("attention", "with")
-    assert len(rows) == 198 and not bad(rows, spills=64, timed=400)
+    assert len(rows) == 198 and not bad(rows, spills=64, timed=600)
 
 
 @pytest.mark.slow
