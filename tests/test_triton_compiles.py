@@ -21,8 +21,8 @@ def compiled(*what: str) -> list[dict]:
 
 
 def bad(rows: list[dict], spills: int = 0, timed: int | None = None) -> list[dict]:
-    """spills: the bytes of stack that a thread may take; timed: those on 9.0, whose rows are the fastest of those timed,
-    and the fastest may spill."""
+    """spills: the bytes of stack that a thread may take; timed: those on 9.0, whose rows were chosen by timing: the
+    fastest may spill."""
     most = {90: spills if timed is None else timed}
     return [row for row in rows if row["stack"] > most.get(row["capability"], spills) or row["shared"] > row["limit"]]
 
