@@ -20,8 +20,8 @@ from .tile import LOG2E
 # One program on each multiprocessor where it has this many bytes of keys and values under way, else two. On an H200 at
 # head_dim 128, caches of 1024 to 65536 keys: with 96 KiB one took 0.98 of the time of two, with 48 KiB 1.2.
 ENOUGH_UNDER_WAY = 64 * 1024
-# One block of most tables. One query a head of a cache of 1024 keys, 4 key heads: 6.5 us in parts of 64 keys, 7.8 in
-# parts of 128, 10.8 in parts of 256 (H200), of which 4.5 or so are the kernel that merges.
+# One block of most tables. A cache of 1024 keys and 4 key heads, by blocks of 32 keys on an H200: 6.5 us in parts of 64
+# keys, 7.8 in parts of 128, 10.8 in parts of 256.
 LEAST_KEYS = 64
 # Parts times columns of one merging program: 8192 float32, 64 registers a thread.
 MOST_SPLITS = 128

@@ -16,7 +16,7 @@ from ..common.host import power_of_two
 
 # By the bytes of an element, then by the padded head_dim (of keys and values, the larger). BLOCK_M is the most rows of
 # one program. The cache streams through once, so what counts is the bytes under way. The 16-bit row of head_dim 128
-# was timed on an H200, 17 caches of 1024 to 65536 keys with 4 and 32 key heads, at 0.98 to 1.15 of the time of torch's
+# was timed on an H200, 17 caches of 1024 to 65536 keys with 4 and 32 key heads, at 0.97 to 1.15 of the time of torch's
 # scaled_dot_product_attention (geometric mean 1.035; blocks of 32 keys with 3 stages took 1.084), up to 4.4 TB/s. That
 # of 64 has as many stages; the others have not been timed. A 16-bit call spills 32 bytes at most for compute
 # capability 8.0, 9.0 and 10.0, with one query and with several.
