@@ -102,7 +102,7 @@ def feed_forward_backward(
 def hidden_gradients(
     dout: Tensor, h: Tensor, g: Tensor | None, w_out: Tensor, activation: str, with_a: bool, with_sums: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(dh, dg, a, float32 column sums of dh by blocks of rows), all but the first None where not wanted or not there."""
+    """(dh, dg, a, float32 column sums of dh by blocks of rows); None where not wanted, dg without a gate."""
     dh = torch.empty_like(h)
     dg = None if g is None else torch.empty_like(g)
     a = torch.empty_like(h) if with_a else None
