@@ -31,13 +31,24 @@ def tool(name: str) -> str:
 
 
 @cache
-def dump(option: str) -> dict[str, str]:
-    """What cuobjdump says of each attention kernel of the extension."""
+def text_of(option: str) -> str:
+    """What cuobjdump says of the extension."""
     extension = importlib.util.find_spec("undivided._C")
     assert extension is not None and extension.origin is not None
-    text = subprocess.run([tool("cuobjdump"), option, extension.origin], capture_output=True, text=True, check=True)
-    parts = re.split(r"Function\s*:?\s*(\S*attention_forward_kernel\S*?):?\s", text.stdout)[1:]
-    return {readable(name): body for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    command = [tool("cuobjdump"), option, extension.origin]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@cache
+def functions(option: str, kernel: str) -> dict[str, str]:
+    """The part of each function whose name has `kernel` in it."""
+    parts = re.split(r"Function\s*:?\s*(\w+):?\s", text_of(option))[1:]
+    return {name: body for name, body in zip(parts[::2], parts[1::2], strict=True) if kernel in name}
+
+
+def dump(option: str) -> dict[str, str]:
+    """What cuobjdump says of each attention kernel of the extension."""
+    return {readable(name): body for name, body in functions(option, "attention_forward_kernel").items()}
 
 
 def readable(name: str) -> str:
@@ -74,3 +85,17 @@ def test_the_exponentials_stay_within_the_turn(kernel):
     begin = next(n for n, line in enumerate(lines) if "BAR.SYNC" in line and "0x100" in line)
     end = next(n for n in range(begin, len(lines)) if "BAR.ARV" in lines[n])
     assert sum("MUFU.EX2" in line for line in lines[begin:end]) >= 64 + 2
+
+
+@pytest.mark.parametrize("kernel", ["feed_forward_forward_kernel", "feed_forward_backward_kernel"])
+def test_the_feed_forward_is_as_it_was_written(kernel):
+    """Two dtypes, gated and not. Nothing spills; the products of a step are one group, and no wait was added."""
+    usage, sass = functions("--dump-resource-usage", kernel), functions("-sass", kernel)
+    assert len(usage) == len(sass) == 4
+    for name, text in usage.items():
+        registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", text).groups())
+        assert (stack, local) == (0, 0) and registers <= 128  # of 65536, by 512 threads
+        assert not re.search(r"\b(LDL|STL)\b", sass[name])
+        assert len(re.findall(r"HGMMA\.64x128x16\.F32", sass[name])) == 2 * 64 // 16
+        assert len(re.findall(r"WARPGROUP\.DEPBAR", sass[name])) == 2
+        assert len(re.findall("USETMAXREG", sass[name])) == 2

@@ -32,7 +32,8 @@ UNDIVIDED_BINDINGS(feed_forward_cuda, module) {
              });
   module.def("cuda_feed_forward_backward",
              [](const cuda::FeedForwardSizes& sizes, uintptr_t dout, int64_t dout_stride, uintptr_t w_out,
-                int64_t w_out_stride, uintptr_t h, uintptr_t g, uintptr_t dh, uintptr_t dg, uintptr_t a, uintptr_t sums) {
+                int64_t w_out_stride, uintptr_t h, uintptr_t g, uintptr_t dh, uintptr_t dg, uintptr_t a,
+                uintptr_t sums) {
                const cuda::FeedForwardBackward job{
                    sizes,
                    {pointer<void>(dout), dout_stride},

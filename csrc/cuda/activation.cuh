@@ -1,7 +1,8 @@
 // The activations and their slopes. NaN stays NaN; finite numbers of any size give the limits.
 //
-// gelu and gelu_tanh: Hendrycks and Gimpel 2016; silu: Elfwing et al. 2017. Each takes two steps of the special function
-// unit, an exponential and a reciprocal, which is about what a multiprocessor can do while it multiplies at d_model 512.
+// gelu and gelu_tanh: Hendrycks and Gimpel 2016; silu: Elfwing et al. 2017. Each takes two steps of the special
+// function unit, an exponential and a reciprocal: by the clocks, half of what there is while a tile of d_model 512 is
+// multiplied.
 #pragma once
 
 #include "feed_forward.h"

@@ -7,7 +7,8 @@
 
 namespace undivided::cuda {
 
-enum class Activation : int32_t { relu = 0, gelu = 1, gelu_tanh = 2, silu = 3 };  // the codes of csrc/cpu/feed_forward.h
+// The codes of csrc/cpu/feed_forward.h.
+enum class Activation : int32_t { relu = 0, gelu = 1, gelu_tanh = 2, silu = 3 };
 
 // A matrix of the call's dtype: rows are contiguous and begin `stride` elements apart. Base and stride are multiples of
 // 16 bytes.

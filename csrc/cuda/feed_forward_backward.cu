@@ -19,7 +19,8 @@ void launch(const FeedForwardBackward& job) {
   CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, sizes.device));
   CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   kernel<<<std::min(multiprocessors, tiles.count), kProductThreads, bytes, static_cast<cudaStream_t>(sizes.stream)>>>(
-      tensor_map(boxes_of_left(job.dout, sizes), sizes.dtype), tensor_map(boxes_of_map_out(job.w_out, sizes), sizes.dtype),
+      tensor_map(boxes_of_left(job.dout, sizes), sizes.dtype),
+      tensor_map(boxes_of_map_out(job.w_out, sizes), sizes.dtype),
       tensor_map(boxes_of_hidden(job.h, sizes), sizes.dtype),
       tensor_map(boxes_of_hidden(K::GATED ? job.g : job.h, sizes), sizes.dtype), job, tiles);
   CHECK(cudaGetLastError());

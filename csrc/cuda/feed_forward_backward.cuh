@@ -46,8 +46,8 @@ DEVICE void differentiate(Chunk& da, HiddenChunk& at, float (&totals)[8]) {
   }
 }
 
-// Half a tile, 64 rows: each warp finishes a row at a time, each thread has 8 columns. totals [8]: over the warp's rows.
-// What is read from global memory is on its way before the sums are waited for. rows: that are there.
+// Half a tile, 64 rows: each warp finishes a row at a time, each thread has 8 columns. What is read from global memory
+// is on its way before the sums are waited for. rows: that are there. totals [8]: over the warp's rows.
 template <class K, class Act>
 DEVICE void finish_backward_rows(const unsigned char* handed, uint64_t* handed_full, uint32_t parity,
                                  const FeedForwardBackward& job, int64_t first, int rows, int64_t n, int warp, int lane,
@@ -81,7 +81,7 @@ DEVICE void finish_backward_rows(const unsigned char* handed, uint64_t* handed_f
   }
 }
 
-// The sums of a block of 64 rows, of what the warps have found, in the order of the warps. left: columns that are there.
+// The sums of a block of 64 rows, of what the warps have found, in their order. left: columns that are there.
 DEVICE void store_sums(float (&sums)[kFinishingWarps][kProductN], const float (&totals)[8], float* to, int64_t left,
                        int warp, int lane) {
   Four* own = reinterpret_cast<Four*>(&sums[warp][lane * 8]);
@@ -107,15 +107,16 @@ DEVICE void finish_backward(ProductShared& shared, const FeedForwardBackward& jo
       const ProductTile tile = product_tile(tiles, index);
       const int64_t column = tile.column * static_cast<int64_t>(kProductN), n = column + lane * 8;
       for (int half = 0; half < 2; ++half) {
-        const int64_t first = tile.row * static_cast<int64_t>(kProductM) + half * kGroupRows, left = sizes.rows - first;
+        const int64_t first = tile.row * static_cast<int64_t>(kProductM) + half * kGroupRows;
+        const int64_t left = sizes.rows - first;
         const int rows = n >= sizes.d_ff ? 0 : static_cast<int>(left < kGroupRows ? left : kGroupRows);
         float totals[8] = {};
-        finish_backward_rows<K, decltype(act)>(shared.handed[half], &shared.handed_full[half], handed.parity, job, first,
-                                               rows, n, warp, lane, totals);
+        finish_backward_rows<K, decltype(act)>(shared.handed[half], &shared.handed_full[half], handed.parity, job,
+                                               first, rows, n, warp, lane, totals);
         release(&shared.handed_empty[half], lane);
         if (job.sums != nullptr && left > 0) {
-          store_sums(shared.sums, totals, job.sums + first / kGroupRows * sizes.d_ff + column, sizes.d_ff - column, warp,
-                     lane);
+          float* to = job.sums + first / kGroupRows * sizes.d_ff + column;
+          store_sums(shared.sums, totals, to, sizes.d_ff - column, warp, lane);
         }
       }
       handed.advance();

@@ -12,8 +12,8 @@ using FeedForwardKind = ProductKind<ELEMENT, true, GATED>;
 
 // Half a tile, 64 rows: each warp finishes a row at a time, or two of a PAIR, and each thread has 8 columns.
 template <class K, class Act>
-DEVICE void finish_forward_rows(const unsigned char* handed, const FeedForwardForward& job, int64_t first, int64_t column,
-                                int warp, int lane) {
+DEVICE void finish_forward_rows(const unsigned char* handed, const FeedForwardForward& job, int64_t first,
+                                int64_t column, int warp, int lane) {
   using Element = typename K::Element;
   constexpr int CHUNKS = K::COLUMNS / 8, TOGETHER = 32 / CHUNKS, BATCH = K::PAIR ? 2 : 4;
   constexpr int STEP = kFinishingWarps * TOGETHER;

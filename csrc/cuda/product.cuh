@@ -108,8 +108,8 @@ DEVICE void start_step(Sums& sums, const unsigned char* left, const unsigned cha
   products_commit();
 }
 
-// Leaves the sums in shared memory, [64, 256], where `swizzled` says. (The rows of a thread have one swizzle: written so,
-// that is eight addresses instead of 64.)
+// Leaves the sums in shared memory, [64, 256], where `swizzled` says. (The rows of a thread have one swizzle: written
+// so, that is eight addresses instead of 64.)
 template <class Element>
 DEVICE void hand_over(unsigned char* to, const Sums& sums, int thread) {
   const int row = fragment_row(thread);
@@ -129,8 +129,8 @@ DEVICE void hand_over(unsigned char* to, const Sums& sums, int thread) {
   }
 }
 
-// The second warpgroup begins a step after the first one, and stays behind: while one hands over a tile, the tensor cores
-// work for the other.
+// The second warpgroup begins a step after the first one, and stays behind: while one hands over a tile, the tensor
+// cores work for the other.
 template <class K>
 DEVICE void multiply_tiles(ProductShared& shared, const ProductTiles& tiles, int depth, bool has_bias, int group,
                            int thread) {

@@ -1,9 +1,9 @@
 // What the threads of a block share that multiplies matrices and finishes the products: sizes, memory, barriers.
 //
-// A block stays, and takes one tile of 128 rows by 256 columns after another. One warp loads, two warpgroups multiply 64
-// of the rows each, seven warps finish what those have multiplied: an activation, sums over rows, whatever goes to global
-// memory. A tile's sums change hands through shared memory, rounded to 16 bits, so that the tensor cores have the next
-// tile while this one is finished.
+// A block stays, and takes one tile of 128 rows by 256 columns after another. One warp loads, two warpgroups multiply
+// 64 of the rows each, seven warps finish what those have multiplied: an activation, sums over rows, whatever goes to
+// global memory. A tile's sums change hands through shared memory, rounded to 16 bits, so that the tensor cores have
+// the next tile while this one is finished.
 #pragma once
 
 #include "product_tiles.h"
@@ -15,8 +15,8 @@ namespace undivided::cuda {
 constexpr int kProductM = 128, kProductN = 256, kProductK = kPanel;  // a tile, and how deep a step goes
 constexpr int kProductStages = 3;                                    // steps that are loaded or multiplied
 constexpr int kProductThreads = 4 * kGroup;
-// 65536 registers are 256 * 168 + 256 * 88, as they are 512 * 128, which is what the block starts with. (With 128, ptxas
-// refuses instructions of more than 64 sums.)
+// 65536 registers are 256 * 168 + 256 * 88, as they are 512 * 128, which is what the block starts with. (With those,
+// ptxas refuses an instruction of 128 sums: a step is two of 64 instead.)
 constexpr int kMultiplyingRegisters = 168, kOtherRegisters = 88;
 constexpr int kFinishingWarps = 7, kFinishing = kFinishingWarps * 32;  // threads
 
