@@ -15,7 +15,7 @@ cuda::Rows rows(uintptr_t data, int64_t b, int64_t s, int64_t h) { return {point
 }  // namespace
 
 UNDIVIDED_BINDINGS(attention_cuda, module) {
-  pybind11::class_<cuda::AttentionForward>(module, "CudaAttention")
+  pybind11::class_<cuda::AttentionForward>(module, "CudaAttention", pybind11::module_local())
       // A bound of the window below 0 is none, a softcap of 0 is off.
       .def(pybind11::init([](uintptr_t q, int64_t q_b, int64_t q_s, int64_t q_h,                      //
                                           uintptr_t k, int64_t k_b, int64_t k_s, int64_t k_h,                      //

@@ -9,7 +9,7 @@ using undivided::pointer;
 namespace cuda = undivided::cuda;
 
 UNDIVIDED_BINDINGS(feed_forward_cuda, module) {
-  pybind11::class_<cuda::FeedForwardSizes>(module, "CudaFeedForward")
+  pybind11::class_<cuda::FeedForwardSizes>(module, "CudaFeedForward", pybind11::module_local())
       .def(pybind11::init([](int dtype, int activation, int64_t rows, int32_t d_model, int32_t d_ff, int32_t device,
                              uintptr_t stream) {
         return cuda::FeedForwardSizes{static_cast<cuda::Dtype>(dtype), static_cast<cuda::Activation>(activation),

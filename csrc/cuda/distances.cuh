@@ -20,10 +20,10 @@ DEVICE float sum_of_share(const unsigned char* ds, int thread) {
   return sum;
 }
 
-// The sum of the elements whose row is `offset` more than their column.
+// The sum of the elements whose row is `offset` more than their column, of the first rows and columns of a tile.
 template <class K>
-DEVICE float sum_of_diagonal(const unsigned char* ds, int offset) {
-  const int begin = offset > 0 ? offset : 0, end = offset + K::TILE_M < kTileN ? offset + K::TILE_M : kTileN;
+DEVICE float sum_of_diagonal(const unsigned char* ds, int offset, int rows, int columns) {
+  const int begin = offset > 0 ? offset : 0, end = offset + columns < rows ? offset + columns : rows;
   float sum = 0.0F;
 #pragma unroll 4
   for (int row = begin; row < end; ++row) {
@@ -41,6 +41,7 @@ DEVICE void sum_by_distance(BackwardShared<K>& shared, const AttentionBackward& 
   const int n = tile.block * kTileN, members = call.nheads / call.nheads_kv, span = call.span;
   const Range visited = query_tiles<K::TILE_M, kTileN>(at, window_of(call), n).visited;
   const int count = visited.end - visited.begin, thread = thread_index() - 32;
+  const int rows = at.lenk - n < kTileN ? at.lenk - n : kTileN;
   Place place;
   for (int member = 0; member < members; ++member) {
     float before = 0.0F, after = 0.0F;  // at least span below 0, above 0
@@ -56,8 +57,9 @@ DEVICE void sum_by_distance(BackwardShared<K>& shared, const AttentionBackward& 
       } else if (first - (K::TILE_M - 1) >= span) {
         after += sum_of_share<K>(ds, thread);
       } else {
-        for (int offset = thread - (K::TILE_M - 1); offset < kTileN; offset += THREADS) {
-          const float sum = sum_of_diagonal<K>(ds, offset);
+        const int columns = at.lenq - m < K::TILE_M ? at.lenq - m : K::TILE_M;  // beyond the sequence all is 0
+        for (int offset = thread - (columns - 1); offset < rows; offset += THREADS) {
+          const float sum = sum_of_diagonal<K>(ds, offset, rows, columns);
           const int distance = first + offset;
           if (distance <= -span) {
             before += sum;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,9 +12,20 @@ import triton
 from torch import Tensor
 
 
+@functools.cache
 def interpreting() -> bool:
     """Triton itself reads its variable when a kernel is defined, so this says how kernels of this process run."""
     return bool(triton.knobs.runtime.interpret)
+
+
+@functools.cache
+def several_devices() -> bool:
+    return torch.cuda.device_count() > 1
+
+
+def device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Makes the device of x the current one; with a single GPU, or none, it is."""
+    return torch.cuda.device_of(x) if several_devices() else nullcontext()
 
 
 def on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,7 +33,7 @@ def on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(launcher)
     def launch(first: Tensor, *rest: Any, **words: Any) -> Any:
-        with torch.cuda.device_of(first):
+        with device_of(first):
             return launcher(first, *rest, **words)
 
     return launch

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.host import interpreting, widened
+from ..common.host import device_of, interpreting, widened
 from .plan import Launch, flat, programs, table_of
 from .rows import load_columns, load_tile, rows_of, store_tile
 
@@ -166,7 +166,7 @@ def norm_backward(
             rstd=rstd, along=rstd, level=rstd, dy_row=dy.stride(0), x_row=x.stride(0), rows=rows, columns=columns,
             CENTRED=mean is not None, HAS_WEIGHT=weight is not None,
         )  # fmt: skip
-        with torch.cuda.device_of(x):
+        with device_of(x):
             if whole is None:
                 shared["along"], shared["level"] = rstd.new_empty(rows), rstd.new_empty(rows)
                 tile = table.means
@@ -194,7 +194,7 @@ def _summed(
     wide = torch.float32 if interpreting() and dtype == torch.bfloat16 else dtype
     dweight, dbias = (weight_sums.new_empty(columns, dtype=wide) if has else None for has in (has_weight, has_bias))
     if columns:
-        with torch.cuda.device_of(weight_sums):
+        with device_of(weight_sums):
             sum_kernel[(triton.cdiv(columns, SUM.COLUMNS),)](
                 weight_sums, bias_sums, weight_sums if dweight is None else dweight,
                 weight_sums if dbias is None else dbias, number, columns, HAS_WEIGHT=has_weight, HAS_BIAS=has_bias,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.host import interpreting, widened
+from ..common.host import device_of, interpreting, widened
 from .plan import flat, table_of
 from .rows import load_summed, merged, rows_of, scale_and_shift, statistics, store_tile
 
@@ -93,7 +93,7 @@ def norm_forward(
     whole = table.choose(columns)
     row, kernel = (table.long, long_forward_kernel) if whole is None else (whole, forward_kernel)
     if rows:
-        with torch.cuda.device_of(x):
+        with device_of(x):
             kernel[(triton.cdiv(rows, row.ROWS),)](
                 x, x if residual is None else residual, x if weight is None else weight.contiguous(),
                 x if bias is None else bias.contiguous(), y, x if summed is None else summed, mean, rstd,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -63,10 +64,17 @@ def on_hopper(call: Call) -> str | None:
     """The CUDA C++ kernels use instructions that compute capability 9.0 alone has."""
     if call.device != "cuda":
         return f"tensors are on {call.device!r}, this backend runs on 'cuda'"
-    if not torch.cuda.is_available():
+    capability = compute_capability()
+    if capability is None:
         return "torch sees no GPU"
-    major, minor = torch.cuda.get_device_capability()
-    return None if (major, minor) == (9, 0) else f"the GPU has compute capability {major}.{minor}, 9.0 is needed"
+    major, minor = capability
+    return None if capability == (9, 0) else f"the GPU has compute capability {major}.{minor}, 9.0 is needed"
+
+
+@cache
+def compute_capability() -> tuple[int, int] | None:
+    """None without a GPU. Asked once: the GPUs of a machine are alike, and torch takes its time to answer."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
 def on_cpu(call: Call) -> str | None:
@@ -90,9 +98,10 @@ def head_dims(call: AttentionCall) -> str | None:
 
 def tensor_cores(call: Call) -> str | None:
     """Triton's kernels need compute capability 8.0 for bfloat16 and asynchronous copies."""
-    if call.device != "cuda" or not torch.cuda.is_available():
+    capability = compute_capability() if call.device == "cuda" else None
+    if capability is None:
         return None
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = capability
     return None if major >= 8 else f"the GPU has compute capability {major}.{minor}, at least 8.0 is needed"
 
 
