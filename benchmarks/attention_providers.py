@@ -48,8 +48,11 @@ def own(case: Any, device: str, backend: str) -> Function:
 
     from .attention import with_words
 
-    function = undivided.attention_packed if case.packed else undivided.attention
-    return with_words(case, device, function, backend=backend)
+    if not case.packed:
+        return with_words(case, device, undivided.attention, backend=backend)
+    # Known, as to the peers: to ask a GPU for it would be to wait for it.
+    longest = dict(max_seqlen_q=max(case.lengths), max_seqlen_k=max(case.lengths))
+    return with_words(case, device, undivided.attention_packed, backend=backend, **longest)
 
 
 def sdpa(case: Any, device: str) -> Function:

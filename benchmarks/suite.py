@@ -109,21 +109,22 @@ def run(
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
     finished: Callable[[Op, list[Row]], None] = lambda op, rows: None,
     measured: Callable[[Op, list[Row]], None] = lambda op, rows: None,
-    only: str = "",
+    only: Sequence[str] = (),
 ) -> Run:
-    """Measures the cases that have `only` in their name; `finished` gets the rows of each op as soon as it is done,
-    `measured` what there is of them after each case.
+    """Measures all cases, or those with one of `only` in their name; `finished` gets the rows of each op as soon as it
+    is done, `measured` what there is of them after each case.
 
-    Raises: ValueError where no case has it.
+    Raises: ValueError where no case has one.
     """
     cases = {op.name: op.cases(settings.quick, device) for op in ops}
-    plan = {
-        op.name: [(case, mode) for case in cases[op.name] if only in case.name for mode in op.modes(case)] for op in ops
-    }
+
+    def chosen(case: Any) -> bool:
+        return not only or any(text in case.name for text in only)
+
+    plan = {op.name: [(case, mode) for case in cases[op.name] if chosen(case) for mode in op.modes(case)] for op in ops}
     if not any(plan.values()):
-        raise ValueError(
-            f"no case has {only!r} in its name; there are: {', '.join(c.name for op in ops for c in cases[op.name])}"
-        )
+        names = ", ".join(case.name for op in ops for case in cases[op.name])
+        raise ValueError(f"no case has {' or '.join(map(repr, only))} in its name; there are: {names}")
     reason = busy()
     keep_freed_memory()
     outcome = Run(measure_ceilings(device), warnings=[] if reason is None else [reason])

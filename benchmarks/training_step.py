@@ -59,7 +59,7 @@ def cases(quick: bool, device: str) -> list[Case]:
     layers, batch = (1, 8) if quick else (6, 32)
     if device == "cuda":  # the widths that are trained, in the dtype of training
         widths = (512,) if quick else (512, 1024)
-        return [Case(64 * batch, layers, n, n // 64, 4 * n, "bfloat16", "relative") for n in widths]
+        return [Case(8 * batch, layers, n, n // 64, 4 * n, "bfloat16", "relative") for n in widths]
     return [Case(batch, layers, 512, 8, 2048, dtype) for dtype in ("float32", "bfloat16")]
 
 

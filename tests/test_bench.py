@@ -256,10 +256,10 @@ def test_some_of_the_cases_need_a_place_of_their_own(capsys):
 def test_cases_are_chosen_by_a_part_of_their_name():
     settings = runner.Settings(0.01, quick=True, compiles=False)
     ops = [layer_norm.LAYER_NORM]
-    outcome = suite.run(ops, "cpu", ["reference"], settings, only="call overhead")
+    outcome = suite.run(ops, "cpu", ["reference"], settings, only=["call overhead"])
     assert {row.case for row in outcome.rows["layer_norm"]} - {"all"} == {"1x8 call overhead float32"}
     with pytest.raises(ValueError, match="no case has 'nothing' in its name; there are: .*1x8 call overhead float32"):
-        suite.run(ops, "cpu", ["reference"], settings, only="nothing")
+        suite.run(ops, "cpu", ["reference"], settings, only=["nothing"])
 
 
 def test_a_run_that_is_cut_off_leaves_the_cases_that_it_measured(tmp_path):

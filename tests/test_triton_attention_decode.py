@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernel_backend import needs_interpreter
 from rows import same_numbers
 from undivided import reference
 from undivided.reference import ALiBi, RelativeBias
@@ -381,6 +382,7 @@ print("agree")
 """
 
 
+@needs_interpreter
 def test_offsets_beyond_32_bits():
     environment = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     done = subprocess.run([sys.executable, "-c", FAR_APART], capture_output=True, text=True, env=environment)

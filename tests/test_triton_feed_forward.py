@@ -71,10 +71,12 @@ def test_two_runs_agree_to_the_bit(path, gated):
 
 
 def alike(first, second):
-    """On a GPU the library has a product of its own for transposed weights, which sums in its own order."""
+    """On a GPU the library chooses its products, and with them the order of sums, by more than the sizes."""
     if DEVICE != "cuda":
         assert equal(first, second)
-    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5 * float(value.abs().max()))
 
 
 def test_any_strides(path):
@@ -248,7 +250,7 @@ def test_frozen_inputs_change_no_other_gradient(frozen, gated, monkeypatch):
         every = gradients(values)
         for name in set(frozen) & set(values):
             values[name].requires_grad_(False)
-        assert equal(gradients(values), {name: value for name, value in every.items() if name not in frozen})
+        alike(gradients(values), {name: value for name, value in every.items() if name not in frozen})
 
 
 def test_frozen_weights_cost_no_product(path, monkeypatch):

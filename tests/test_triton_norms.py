@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import undivided
+from kernel_backend import needs_interpreter
 from rows import same_numbers
 from undivided.testing import NORM_CASES, NormCase, check, compare, poison
 
@@ -219,6 +220,7 @@ print("agree")
 """
 
 
+@needs_interpreter
 def test_rows_further_apart_than_32_bits_reach():
     environment = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     done = subprocess.run([sys.executable, "-c", FAR_APART], capture_output=True, text=True, env=environment)

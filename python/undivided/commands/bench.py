@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: by device, it is said)")
     parser.add_argument("--backend", action="append", metavar="NAME", help="of ours, only this one; may be repeated")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where to run (default: the GPU when there is one)")
-    parser.add_argument("--case", default="", metavar="TEXT", help="only cases with TEXT in their name; needs --out")
+    parser.add_argument(
+        "--case", action="append", default=[], metavar="TEXT",
+        help="only cases with TEXT in their name; may be repeated; needs --out",
+    )  # fmt: skip
     parser.add_argument(
         "--seconds", type=float, metavar="S", help="of samples for each case (default 2, quick 0.2; GPU 0.2, 0.1)"
     )
@@ -88,7 +91,9 @@ def time_ops(args: argparse.Namespace) -> int:
     if args.gate and args.out is None:
         raise CommandError("--gate: rows without times would take the place of all; say where by --out")
     if args.case and args.out is None:
-        raise CommandError(f"--case {args.case!r}: some of the cases would take the place of all; say where by --out")
+        raise CommandError(
+            f"--case {args.case[0]!r}: some of the cases would take the place of all; say where by --out"
+        )
     compiles = not args.quick if args.compile is None else args.compile
     files = Files(args.out, device_name(device), args.quick)
     files.check()  # before an hour of measuring, not after it
@@ -110,7 +115,7 @@ def time_ops(args: argparse.Namespace) -> int:
             progress=reporter(progress, console.is_terminal),
             finished=files.save,
             measured=files.keep,
-            only=args.case,
+            only=tuple(args.case),
         )
     files.report(outcome)
     if args.json:
