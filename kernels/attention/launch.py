@@ -95,8 +95,8 @@ HOPPER: dict[str, dict[str, dict[int, Launch]]] = {
 
 
 # Head dims of 16 and 32 on compute capability 9.0, 16-bit: fewer rows than a product of a whole warpgroup takes. With
-# more, a masked forward of head_dim 24 and 8 came out wrong on an H200 by ptxas 12.8, which Triton 3.6 brings; by 13.0 it
-# was right.
+# more, a masked forward of head_dim 24 and 8 came out wrong on an H200 by ptxas 12.8, which Triton 3.6 brings; by 13.0
+# it was right.
 NARROW: dict[str, Launch] = {"forward": Launch(32, 64, 4, 3), "dq": Launch(32, 32, 4, 1), "dkdv": Launch(32, 32, 4, 1),
                              "dbias": Launch(32, 32, 4, 1)}  # fmt: skip
 
