@@ -264,7 +264,7 @@ def test_it_is_refused_with_the_reasons():
 
 
 def test_it_is_in_auto():
-    call = AttentionCall("cuda", "bfloat16", 2, 8, 8, 4, 4, 128, 128, needs_grad=True)
+    call = AttentionCall("cuda", "bfloat16", 2, 9000, 9000, 4, 4, 128, 128, needs_grad=True)
     assert cuda_words(call) is None and not CUDA.auto_objections(call)
 
 

@@ -64,9 +64,11 @@ def test_reference_on_a_gpu_warns_with_the_report():
 @pytest.mark.parametrize(
     ("fields", "taken"),
     [
-        (dict(), "cuda"),
-        (dict(needs_grad=True), "cuda"),
-        (dict(head_dim=64, head_dim_v=64), "cuda"),
+        (dict(), "sdpa"),  # short
+        (dict(needs_grad=True), "sdpa"),
+        (dict(seqlen_k=8193, needs_grad=True), "cuda"),
+        (dict(head_dim=64, head_dim_v=64), "sdpa"),
+        (dict(head_dim=64, head_dim_v=64, seqlen_k=1025), "cuda"),
         (dict(head_dim=64, head_dim_v=64, window=(None, 0)), "cuda"),
         (dict(head_dim=64, head_dim_v=64, key_lengths=True), "cuda"),
         (dict(window=(None, 0), needs_grad=True), "cuda"),
