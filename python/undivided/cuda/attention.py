@@ -92,17 +92,12 @@ def attention_backward(
             address(sums), address(by_distance), rows_padded,
         )  # fmt: skip
         if by_distance is not None and table is not None and job.buckets is not None:
-            dtable = by_bucket(by_distance.sum((0, 2)), job.buckets, table.shape[0]).to(table.dtype)
+            own = members(q.device, table.shape[0], words.get("max_distance", 128), words.get("bidirectional", True))
+            dtable = torch.where(own, by_distance.sum((0, 2)), 0.0).sum(-1).to(table.dtype)
     dsinks = None
     if need_sinks and words.get("sinks") is not None:
         dsinks = gradient_of_sinks(words["sinks"], dout, out, lse, dlse)
     return dq, dk, dv, None, dtable, dsinks
-
-
-def by_bucket(sums: Tensor, buckets: Tensor, number: int) -> Tensor:
-    """(number, nheads): sums (nheads, distances) by the bucket of each distance, in a fixed order."""
-    own = buckets == torch.arange(number, device=sums.device)[:, None]  # (number, distances)
-    return torch.where(own[:, None], sums, 0.0).sum(-1)
 
 
 def gradient_of_sinks(sinks: Tensor, dout: Tensor, out: Tensor, lse: Tensor, dlse: Tensor | None) -> Tensor:
@@ -205,6 +200,13 @@ def buckets_by_distance(device: torch.device, num_buckets: int, max_distance: in
     steps = (buckets[1:] != buckets[:-1]).nonzero()  # T5's last is at 91 of its max_distance of 128
     span = max(most - int(steps[0]), int(steps[-1]) + 1 - most) if len(steps) else 1
     return buckets[most - span : most + span + 1].to(device)
+
+
+@lru_cache(maxsize=64)
+def members(device: torch.device, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """bool (num_buckets, 1, distances): which distances of `buckets_by_distance` are in each bucket."""
+    buckets = buckets_by_distance(device, num_buckets, max_distance, bidirectional)
+    return (buckets == torch.arange(num_buckets, device=device)[:, None])[:, None]
 
 
 def stream_of(device: torch.device) -> int:
