@@ -133,7 +133,7 @@ def test_memory_is_linear_in_seqlen(monkeypatch):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
             made = result if isinstance(result, tuple | list) else [result]
-            sizes.extend(t.untyped_storage().nbytes() // t.element_size() for t in made if isinstance(t, torch.Tensor))
+            sizes.extend(t.untyped_storage().nbytes() for t in made if isinstance(t, torch.Tensor))
             return result
 
     q, k, v = (torch.randn(1, 130, 1, 8, device=DEVICE).requires_grad_() for _ in range(3))
@@ -142,4 +142,4 @@ def test_memory_is_linear_in_seqlen(monkeypatch):
     with Sizes():
         out = undivided.attention(q, k, v, bias=bias, backend="triton")
         torch.autograd.grad(out.sum(), (q, k, v, table))
-    assert sizes and max(sizes) < 130 * 130 // 4
+    assert sizes and max(sizes) < 4 * 130 * 130 // 4  # bytes: a quarter of the scores

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,5 +61,12 @@ def _starts(exact: int, half: int, max_distance: int) -> tuple[int, ...]:
     def steps(n: int) -> int:
         return int(math.log(n / exact) / math.log(max_distance / exact) * (half - exact))
 
-    distances = range(exact, max_distance + 1)
-    return tuple(exact + bisect_left(distances, step, key=steps) for step in range(1, half - exact))
+    def first(step: int) -> int:
+        """By halves; `bisect` does the same, and torch.compile cannot trace it."""
+        low, high = exact, max_distance
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if steps(middle) >= step else (middle + 1, high)
+        return low
+
+    return tuple(first(step) for step in range(1, half - exact))
