@@ -26,9 +26,8 @@ $(STAMP): $(VENV)/.dependencies pyproject.toml $(SOURCES)
 demo: $(STAMP)
 	$(BIN)/undivided demo $(DEMO)
 
-# Two processes, each with whole files: what the tests of a file leave for one another stays in one process.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
+	$(BIN)/python -m pytest -m "not gpu and not slow"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
