@@ -77,7 +77,7 @@ def test_a_dense_bias_in_several_tiles_each_way():
 
 def test_batch_rows_and_heads_are_not_bound_by_an_axis_of_the_grid(monkeypatch):
     """Every axis but the first ends at 65535; here are 65536 batch rows and heads with a bias of their own."""
-    from undivided.kernels.attention import backward
+    from undivided.kernels.attention import backward, delta
 
     grids = {}
 
@@ -89,11 +89,12 @@ def test_batch_rows_and_heads_are_not_bound_by_an_axis_of_the_grid(monkeypatch):
             grids[self.name] = grid
             return lambda *values, **words: None
 
-    for name in ("dq_kernel", "dkdv_kernel", "dbias_kernel"):
-        monkeypatch.setattr(backward, name, Recorded(name))
+    names = ("delta_kernel", "dq_kernel", "dkdv_kernel", "dbias_kernel")
+    for name in names:
+        monkeypatch.setattr(delta if name == "delta_kernel" else backward, name, Recorded(name))
     x, one = torch.zeros(2**15, 1, 2, 8, device=DEVICE), torch.zeros(2**15, 2, 1, device=DEVICE)
     backward.attention_backward(x, x, x, x, x, one, scale=1.0, bias=one[..., None], need_bias=True)
-    assert grids == dict.fromkeys(("dq_kernel", "dkdv_kernel", "dbias_kernel"), (2**16,))
+    assert grids == dict.fromkeys(names, (2**16,))
 
 
 @pytest.mark.parametrize("offset", [None, 5, (0, 40)], ids=str)

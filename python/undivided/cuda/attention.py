@@ -11,12 +11,9 @@ from torch import Tensor
 
 from .. import _C
 from ..reference.bias import relative_buckets
+from .addresses import ALIGNMENT, DTYPES, FARTHEST, address, stream_of
 
-DTYPES = {torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/cuda/attention.h
 LOG2E = 1.4426950408889634
-# What the copy engine asks of addresses and strides, in bytes, and what no stride may reach.
-ALIGNMENT = 16
-FARTHEST = 2**40
 PADDING = KEYS = 128  # kPadding of csrc/cuda/attention.h; the keys of a block of the backward
 
 
@@ -167,10 +164,6 @@ def padded(rows: int) -> int:
     return -(-rows // PADDING) * PADDING
 
 
-def address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def rows(x: Tensor) -> tuple[int, int, int, int]:
     """Address and strides (batch, sequence, head); 0 for a dimension along which all is the same."""
     size, stride = (1, *x.shape) if x.dim() == 3 else x.shape, (0, *x.stride()) if x.dim() == 3 else x.stride()
@@ -207,8 +200,3 @@ def members(device: torch.device, num_buckets: int, max_distance: int, bidirecti
     """bool (num_buckets, 1, distances): which distances of `buckets_by_distance` are in each bucket."""
     buckets = buckets_by_distance(device, num_buckets, max_distance, bidirectional)
     return (buckets == torch.arange(num_buckets, device=device)[:, None])[:, None]
-
-
-def stream_of(device: torch.device) -> int:
-    """The handle of torch's current stream on the device."""
-    return torch.cuda.current_stream(device).cuda_stream

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from .addresses import ALIGNMENT, DTYPES, FARTHEST, address, stream_of
 
-DTYPES = {torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/cuda/dtype.h
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}  # those of csrc/cuda/feed_forward.h
-# What the copy engine asks of addresses and strides, in bytes, and what no stride may reach.
-ALIGNMENT = 16
-FARTHEST = 2**40
 BLOCK = 64  # rows of x whose gradients of b_in are summed together
 
 
@@ -128,10 +125,6 @@ def sizes(x: Tensor, d_ff: int, activation: str) -> Any:
     return _C.CudaFeedForward(DTYPES[x.dtype], ACTIVATIONS[activation], *x.shape, d_ff, device, stream_of(x.device))
 
 
-def address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def matrix(x: Tensor | None) -> tuple[int, int]:
     """Address and stride of rows; of one row no stride is used."""
     return (0, 0) if x is None else (x.data_ptr(), x.shape[1] if x.shape[0] == 1 else x.stride(0))
@@ -143,8 +136,3 @@ def addressable(x: Tensor) -> Tensor:
     step = x.stride(0) * x.element_size() if x.dim() == 2 and x.shape[0] > 1 else ALIGNMENT
     ok = x.stride(-1) == 1 and x.data_ptr() % ALIGNMENT == 0 and 0 < step < FARTHEST and step % ALIGNMENT == 0
     return x if ok else x.clone(memory_format=torch.contiguous_format)
-
-
-def stream_of(device: torch.device) -> int:
-    """The handle of torch's current stream on the device."""
-    return torch.cuda.current_stream(device).cuda_stream
