@@ -1,6 +1,7 @@
 // The module undivided._C: what was built, which variant runs, which threads; the ops are in bindings/.
 #include "bindings/registry.h"
 #include "build_info.h"  // written by setup.py
+#include "cpu/processor.h"
 #include "cpu/threads.h"
 #include "cpu/variant.h"
 
@@ -15,7 +16,8 @@ namespace {
 // Constant-initialised, so it is there before any Binding registers itself, whatever the order of the files.
 const Binding* first_binding = nullptr;
 
-constexpr Variant kVariants[] = {Variant::portable, Variant::avx2, Variant::avx512, Variant::avx512_bf16};
+constexpr Variant kVariants[] = {Variant::portable, Variant::avx2, Variant::avx512, Variant::avx512_bf16,
+                                 Variant::avx512_bf16_dots};
 
 std::vector<std::string> variants() {
   std::vector<std::string> names;
@@ -47,6 +49,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("variants", &variants, "Instruction-set variants of the CPU kernels that this processor can run.");
   module.def("variant", [] { return variant_name(current_variant()); }, "The variant that runs now.");
   module.def("set_variant", &choose_variant, pybind11::arg("name"), "Choose a variant; ValueError when it cannot run.");
+  module.def("made_by_intel", &made_by_intel, "Whether the processor is one of Intel's.");
+  module.def("bfloat16_products_are_fast", &bfloat16_products_are_fast,
+             "Whether libraries multiply bfloat16 faster than float32 on this processor.");
   module.def("set_openmp", [](uintptr_t address) { set_openmp(pointer<void>(address)); }, pybind11::arg("address"),
              "Run on the OpenMP threads whose GOMP_parallel is at this address; 0 for threads of our own.");
   module.def("thread_pool", &thread_pool_kind, "'openmp' or 'own'.");

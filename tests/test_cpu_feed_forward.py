@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from undivided import products
 from undivided.testing import FEED_FORWARD_CASES, compare, poison
 
 _C = pytest.importorskip("undivided._C", reason="the compiled extension is not built")
@@ -26,6 +27,24 @@ def test_agrees_with_the_reference(case, dtype, variant):
     with poison():
         verdicts = compare.feed_forward(case, dtype, "cpu")
     assert not [verdict for verdict in verdicts if not verdict.ok]
+
+
+@pytest.mark.parametrize("case", FEED_FORWARD_CASES, ids=lambda case: case.name)
+def test_on_a_processor_that_is_slow_in_bfloat16(case, monkeypatch):
+    reached = []
+
+    def counted(*arguments):
+        reached.append(arguments)
+        return widened(*arguments)
+
+    widened = products.widened
+    monkeypatch.setattr(products, "_processor", lambda: (True, False))
+    monkeypatch.setattr(products, "WORTH_WIDENING", 0.1)
+    monkeypatch.setattr(products, "widened", counted)
+    with poison():
+        verdicts = compare.feed_forward(case, torch.bfloat16, "cpu")
+    assert not [verdict for verdict in verdicts if not verdict.ok]
+    assert reached or case.rows <= products.FEW
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

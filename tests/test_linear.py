@@ -13,7 +13,8 @@ needs_onednn = pytest.mark.skipif(not products.ONEDNN, reason="this torch has no
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often oneDNN was taken; its limits are lowered, so that small matrices reach it."""
+    """How often oneDNN was taken, as on a processor where it is; its limits are lowered: small matrices reach it."""
+    monkeypatch.setattr(products, "_processor", lambda: (False, True))
     monkeypatch.setattr(products, "MEDIUM", 64)
     monkeypatch.setattr(products, "LARGE", 4096)
     taken = []
@@ -125,9 +126,83 @@ def test_up_to_sixteen_rows_reach_the_kernel(monkeypatch, dtype):
     assert reached == [1, 1, 16, 16]
 
 
-def test_large_weights_take_onednn_with_any_number_of_rows():
+def test_large_weights_take_onednn_with_any_number_of_rows(monkeypatch):
+    monkeypatch.setattr(products, "_processor", lambda: (False, True))
     large, medium, small = (torch.empty(n, 1024) for n in (1024, 256, 128))
     one, many = torch.empty(1, 1024), torch.empty(64, 1024)
     expected = [(one, large, True), (one, medium, False), (many, medium, True), (many, small, False)]
     assert [products.by_onednn(x, w) for x, w, _ in expected] == [found and products.ONEDNN for *_, found in expected]
     assert not products.by_onednn(many.bfloat16(), large.bfloat16())
+    monkeypatch.setattr(products, "_processor", lambda: (True, True))
+    assert not products.by_onednn(many, large)  # Intel's own processors: MKL is faster
+
+
+@pytest.fixture
+def widens(monkeypatch):
+    """Whether each product was widened, as on a processor that is slow in bfloat16; small ones are too."""
+    monkeypatch.setattr(products, "_processor", lambda: (True, False))
+    monkeypatch.setattr(products, "WORTH_WIDENING", 1.0)
+    taken = []
+
+    def counted(x, w, bias, dtype):
+        taken.append(dtype)
+        return products.widened(x, w, bias, dtype)
+
+    monkeypatch.setattr(module, "widened", counted)
+    return taken
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+def test_widened_bfloat16_is_torchs_linear_more_exactly(widens, autocast, bias):
+    for name, x in layouts(70, 24, 1):
+        for of_w, w in layouts(40, 24, 2):
+            values = [x, w, random(40, seed=4)] if bias else [x, w]
+            dtype = torch.float32 if autocast else torch.bfloat16
+            given = [value.to(dtype).detach().requires_grad_() for value in values]
+            wide = [value.detach().double().requires_grad_() for value in given]
+            dy = random(70, 40, seed=3).bfloat16()
+            found = []
+            for function in (linear, F.linear):
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    out = function(*given)
+                assert out.dtype == torch.bfloat16
+                found.append((out, *torch.autograd.grad(out, given, dy)))
+            exact = F.linear(*wide)
+            expected = (exact, *torch.autograd.grad(exact, wide, dy.double()))
+            for own, honest, right in zip(*found, expected, strict=True):
+                assert own.dtype == honest.dtype
+                error, budget = ((one.double() - right).abs().max().item() for one in (own, honest))
+                assert error <= budget * 1.01 + 1e-6, f"{name} {of_w}: {error} against {budget}"
+    assert (torch.bfloat16 in widens) == autocast  # without it product chooses by itself
+
+
+def test_widened_derivatives_of_derivatives(widens):
+    x, w, b = random(64, 8).requires_grad_(), random(9, 8, seed=1).requires_grad_(), random(9, seed=2).requires_grad_()
+
+    def penalty(function):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = function(x, w, b)
+        (dx,) = torch.autograd.grad(y.float().pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), (x, w, b))
+
+    own, torchs = penalty(linear), penalty(F.linear)
+    exact_x, exact_w, exact_b = (value.detach().double().requires_grad_() for value in (x, w, b))
+    (dx,) = torch.autograd.grad(F.linear(exact_x, exact_w, exact_b).pow(3).sum(), exact_x, create_graph=True)
+    for got, honest, right in zip(
+        own, torchs, torch.autograd.grad(dx.square().sum(), (exact_x, exact_w, exact_b)), strict=True
+    ):
+        assert (got - right).norm() <= 2 * (honest - right).norm() + 1e-3 * right.norm()
+    assert len(widens) > 3
+
+
+def test_what_is_worth_widening(monkeypatch):
+    def asked(rows, columns, outputs, dtype=torch.bfloat16):
+        return products.by_widening(torch.empty(rows, columns), torch.empty(outputs, columns), dtype)
+
+    monkeypatch.setattr(products, "_processor", lambda: (True, False))
+    assert asked(128, 512, 512) and asked(2048, 1024, 4096)
+    assert not asked(64, 512, 512) and not asked(512, 512, 32000) and not asked(0, 512, 512) and not asked(9, 0, 9)
+    assert not asked(128, 512, 512, torch.float16) and not asked(128, 512, 512, torch.float32)
+    monkeypatch.setattr(products, "_processor", lambda: (True, True))
+    assert not asked(2048, 1024, 4096)

@@ -6,10 +6,9 @@ void attention_backward(const AttentionBackward& job) {
   if (job.call.dtype == kFloat32) return backward_typed<float, float>(job);
   if (job.call.dtype == kFloat16) return backward_typed<float16, float>(job);
 #if defined(__AVX512BF16__)
-  backward_typed<bfloat16, Pair>(job);
-#else
-  backward_typed<bfloat16, float>(job);
+  if (multiplies_pairs()) return backward_typed<bfloat16, Pair>(job);
 #endif
+  backward_typed<bfloat16, float>(job);
 }
 
 }  // namespace undivided::UNDIVIDED_VARIANT

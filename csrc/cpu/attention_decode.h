@@ -16,7 +16,7 @@ constexpr int kMostRows = 16;   // rows at a time
 constexpr int64_t kTasks = 32;       // are enough
 constexpr int64_t kLeastKeys = 256;  // of a part
 
-template <class Word>
+template <class T, class Word>
 struct DecodePlan {
   int64_t group, rows;    // query heads of a key head, and rows of a key head
   int64_t width, bytes;   // of a row of sums, in floats; of all sums of a key head and part
@@ -31,7 +31,7 @@ struct DecodePlan {
   bool bring, from_memory;
 
   explicit DecodePlan(const AttentionCall& call)
-      : group(call.nheads / call.nheads_kv), rows(group * call.seqlen_q), width(round_up(call.head_dim_v, kStep<Word>)),
+      : group(call.nheads / call.nheads_kv), rows(group * call.seqlen_q), width(round_up(call.head_dim_v, kStep<T, Word>)),
         bytes(Sums::bytes(rows, width)) {
     const int64_t batch = larger(call.batch, 1), most_parts = larger(call.seqlen_k / kLeastKeys, 1);
     const int64_t of_a_key = call.nheads_kv * (call.head_dim + call.head_dim_v) * size_of(call.dtype);
@@ -56,10 +56,10 @@ class DecodeTask {
 
  public:
   // Head number i of the task keeps its sums at sums + i * stride.
-  DecodeTask(const AttentionDecode& job, const DecodePlan<Word>& plan, const Sequence& sequence, int64_t head_kv,
+  DecodeTask(const AttentionDecode& job, const DecodePlan<T, Word>& plan, const Sequence& sequence, int64_t head_kv,
              int64_t heads, Range keys, char* sums, int64_t stride)
       : job_(job), call_(job.attention.call), plan_(plan), sequence_(sequence), head_kv_(head_kv), heads_(heads),
-        keys_(keys), sums_(sums), stride_(stride), q_row_(round_up(call_.head_dim, kStep<Word>) / kPerWord<Word>),
+        keys_(keys), sums_(sums), stride_(stride), q_row_(round_up(call_.head_dim, kStep<T, Word>) / kPerWord<Word>),
         plain_(is_plain(call_)), by_distance_(call_.table != nullptr || call_.slopes != nullptr) {}
 
   void arrange(Arena& arena) {
@@ -95,7 +95,7 @@ class DecodeTask {
     for (int64_t row = 0; row < plan_.rows; ++row) {
       const T* q = row_of<T>(call_.q, sequence_.b, head.kv * plan_.group + row % plan_.group, row / plan_.group);
       const Source<T> source{q, call_.q.s, 1, static_cast<int>(call_.head_dim)};
-      pack_rows(source, head.q + row * q_row_, static_cast<int>(q_row_));
+      pack_steps(source, head.q + row * q_row_, static_cast<int>(q_row_));
     }
   }
 
@@ -192,7 +192,7 @@ class DecodeTask {
 
   const AttentionDecode& job_;
   const AttentionCall& call_;
-  const DecodePlan<Word>& plan_;
+  const DecodePlan<T, Word>& plan_;
   const Sequence& sequence_;
   const int64_t head_kv_, heads_;
   const Range keys_;
@@ -217,7 +217,7 @@ inline int useful_threads(const AttentionDecode& job) {
 template <class T, class Word>
 void decode_typed(const AttentionDecode& job) {
   const AttentionCall& call = job.attention.call;
-  const DecodePlan<Word> plan(call);
+  const DecodePlan<T, Word> plan(call);
   // What tasks leave to one another: the sums of every head and part, and how many parts of a team of heads are done.
   const int64_t heads = call.batch * call.nheads_kv, teams = call.batch * plan.groups;
   char* shared = nullptr;

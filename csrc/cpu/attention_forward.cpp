@@ -17,10 +17,9 @@ void attention_forward(const AttentionForward& job) {
   if (job.call.dtype == kFloat32) return forward_typed<float, float>(job);
   if (job.call.dtype == kFloat16) return forward_typed<float16, float>(job);
 #if defined(__AVX512BF16__)
-  forward_typed<bfloat16, Pair>(job);
-#else
-  forward_typed<bfloat16, float>(job);
+  if (multiplies_pairs()) return forward_typed<bfloat16, Pair>(job);
 #endif
+  forward_typed<bfloat16, float>(job);
 }
 
 }  // namespace undivided::UNDIVIDED_VARIANT

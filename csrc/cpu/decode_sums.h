@@ -50,7 +50,7 @@ inline void merge(const Sums& into, const Sums& part, int64_t rows, int64_t widt
 template <class T, class Word>
 void finish(const AttentionForward& job, const Sequence& sequence, int64_t head_kv, const Sums& sums, int64_t width) {
   const int64_t group = job.call.nheads / job.call.nheads_kv, queries = job.call.seqlen_q;
-  for (int64_t row = 0; row < group * queries; ++row) plain_order<Word>(sums.acc + row * width, width);
+  for (int64_t row = 0; row < group * queries; ++row) plain_order<T, Word>(sums.acc + row * width, width);
   for (int64_t m = 0; m < group; ++m) {
     for (int64_t i = 0; i < queries; i += kLanes) {
       const int rows = static_cast<int>(smaller(kLanes, queries - i));

@@ -30,9 +30,9 @@ void write_row(const float* s, const T* bias, T* y, int count) {
 template <class T, class Word>
 void linear_typed(const Linear& call) {
   const int columns = static_cast<int>(call.columns), rows = static_cast<int>(call.rows);
-  const int stride = (columns + kStep<Word> - 1) / kStep<Word> * kLanes;  // words of a row
+  const int stride = (columns + kStep<T, Word> - 1) / kStep<T, Word> * kStepWords<T, Word>;  // words of a row
   Word* left = static_cast<Word*>(scratch(rows * stride * sizeof(Word), 0));
-  pack_rows(Source<T>{static_cast<const T*>(call.x), columns, rows, columns}, left, stride);
+  pack_steps(Source<T>{static_cast<const T*>(call.x), columns, rows, columns}, left, stride);
   const int64_t tasks = (call.outputs + kOutputs - 1) / kOutputs;
   const int64_t useful = call.rows * call.columns * call.outputs / kProductsPerThread;
   const int threads = useful < 1 ? 1 : useful < call.threads ? static_cast<int>(useful) : call.threads;
@@ -65,10 +65,9 @@ void linear(const Linear& call) {
   if (call.dtype == kFloat32) return linear_in_blocks<float, float>(call);
   if (call.dtype == kFloat16) return linear_in_blocks<float16, float>(call);
 #if defined(__AVX512BF16__)
-  linear_in_blocks<bfloat16, Pair>(call);
-#else
-  linear_in_blocks<bfloat16, float>(call);
+  if (multiplies_pairs()) return linear_in_blocks<bfloat16, Pair>(call);
 #endif
+  linear_in_blocks<bfloat16, float>(call);
 }
 
 }  // namespace undivided::UNDIVIDED_VARIANT

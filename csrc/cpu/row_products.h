@@ -2,13 +2,20 @@
 // read once for several rows of the left side. Words are those of matmul_tile.h; a step is one vector of them.
 #pragma once
 
+#include "blocks.h"
 #include "pack.h"
 #include "prefetch.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 
-template <class Word>
-constexpr int kStep = kLanes * kPerWord<Word>;  // in elements
+// bfloat16 that is multiplied as floats is read in blocks (blocks.h): one load gives two vectors, the even columns and the
+// odd ones.
+template <class T, class Word>
+constexpr bool kInBlocks = kEvenOdd<T> && kPerWord<Word> == 1;
+template <class T, class Word>
+constexpr int kStep = kInBlocks<T, Word> ? kBlock : kLanes * kPerWord<Word>;  // in elements
+template <class T, class Word>
+constexpr int kStepWords = kStep<T, Word> / kPerWord<Word>;
 
 // What rows of probabilities hold: one element for each key, next to each other.
 template <class Word>
@@ -21,17 +28,45 @@ struct Weights<Pair> {
 };
 
 // The kStep elements from p on, as words; the first n of them, n < kStep, and 0.
-template <class Word, class T>
-UNDIVIDED_INLINE Vec step_at(const T* p) {
-  if constexpr (kPerWord<Word> == 2) return load(reinterpret_cast<const float*>(p));
-  if constexpr (kPerWord<Word> == 1) return load(p);
+template <class T, class Word>
+UNDIVIDED_INLINE auto step_at(const T* p) {
+  if constexpr (kInBlocks<T, Word>) return load_block(p);
+  else if constexpr (kPerWord<Word> == 2) return load(reinterpret_cast<const float*>(p));
+  else return load(p);
 }
-template <class Word, class T>
-UNDIVIDED_INLINE Vec part_at(const T* p, int n) {
-  return of_bits(words_at<Word>(p, 0, n));
+template <class T, class Word>
+UNDIVIDED_INLINE auto part_at(const T* p, int n) {
+  if constexpr (kInBlocks<T, Word>) return load_some(p, n);
+  else return of_bits(words_at<Word>(p, 0, n));
+}
+
+// A row as steps of words, for the left side: `stride` words, a whole number of steps.
+template <class T, class Word>
+void pack_steps(const Source<T>& source, Word* dst, int stride) {
+  if constexpr (kInBlocks<T, Word>) {
+    for (int r = 0; r < source.count; ++r, dst += stride) {
+      for (int c = 0; c < stride; c += kBlock) {
+        const int left = source.columns - c;
+        const Block block = load_some(source.at(r) + c, left < kBlock ? left : kBlock);
+        store(dst + c, block.a);
+        store(dst + c + kLanes, block.b);
+      }
+    }
+  } else {
+    pack_rows(source, dst, stride);
+  }
+}
+template <class T, class Word>
+UNDIVIDED_INLINE auto packed_step_at(const Word* p) {
+  if constexpr (kInBlocks<T, Word>) return Block{load(p), load(p + kLanes)};
+  else return load_words(p);
 }
 
 // sum + a b, lane by lane; lanes of words.
+template <class Word>
+UNDIVIDED_INLINE Vec multiply_lanes(Block a, Block b, Vec sum) {
+  return sum + a.a * b.a + a.b * b.b;
+}
 template <class Word>
 UNDIVIDED_INLINE Vec multiply_lanes(Vec a, Vec b, Vec sum) {
 #if defined(__AVX512BF16__)
@@ -112,12 +147,12 @@ UNDIVIDED_INLINE Vec scores_of(const Keys<T, Word>& on, int row, int first, int 
   });
   Vec sum[kLanes] = {};
   auto step = [&](int c, auto read) UNDIVIDED_INLINE_LAMBDA {
-    Vec left[kRows];
+    decltype(packed_step_at<T, Word>(q)) left[kRows];
     unrolled<kRows>([&](auto r) UNDIVIDED_INLINE_LAMBDA {
-      left[r.value] = load_words(q + r.value * on.q_row + c / kPerWord<Word>);
+      left[r.value] = packed_step_at<T, Word>(q + r.value * on.q_row + c / kPerWord<Word>);
     });
     unrolled<kKeys>([&](auto i) UNDIVIDED_INLINE_LAMBDA {
-      const Vec right = read(keys[i.value] + c);
+      const auto right = read(keys[i.value] + c);
       if constexpr (kAhead) __builtin_prefetch(keys[i.value] + kKeys * on.stride + c, 0, 2);
       unrolled<kRows>([&](auto r) UNDIVIDED_INLINE_LAMBDA {
         Vec& total = sum[r.value * kKeys + i.value];
@@ -126,11 +161,11 @@ UNDIVIDED_INLINE Vec scores_of(const Keys<T, Word>& on, int row, int first, int 
     });
   };
   int c = 0;
-  for (; c + kStep<Word> <= on.columns; c += kStep<Word>) {
-    step(c, [](const T* p) UNDIVIDED_INLINE_LAMBDA { return step_at<Word>(p); });
+  for (; c + kStep<T, Word> <= on.columns; c += kStep<T, Word>) {
+    step(c, [](const T* p) UNDIVIDED_INLINE_LAMBDA { return step_at<T, Word>(p); });
   }
   const int left = on.columns - c;
-  if (left > 0) step(c, [left](const T* p) UNDIVIDED_INLINE_LAMBDA { return part_at<Word>(p, left); });
+  if (left > 0) step(c, [left](const T* p) UNDIVIDED_INLINE_LAMBDA { return part_at<T, Word>(p, left); });
   return sums_of(sum);
 }
 
@@ -187,25 +222,33 @@ struct Values {
 };
 
 // A panel of kPanel columns of kPerWord rows, from v on, as right side of multiply_add: words of the rows side by side.
-// Of two rows the columns of each 128 bits are split: first all lower fours, then all upper ones (see plain_order).
+// Of two rows the columns of each 128 bits are split: first all lower fours, then all upper ones. Blocks have first the
+// even columns, then the odd ones (see plain_order).
 template <class T, class Word, bool kWhole>
 UNDIVIDED_INLINE void panel_at(const T* v, [[maybe_unused]] int64_t stride, [[maybe_unused]] int rows, int columns,
                                Vec* right) {
+  using Step = decltype(step_at<T, Word>(v));
+  constexpr int kSize = kStep<T, Word>;
   auto read = [&](const T* p, int column) UNDIVIDED_INLINE_LAMBDA {
-    if (kWhole || columns - column >= kStep<Word>) return step_at<Word>(p + column);
-    return columns > column ? part_at<Word>(p + column, columns - column) : zeros();
+    if (kWhole || columns - column >= kSize) return step_at<T, Word>(p + column);
+    return columns > column ? part_at<T, Word>(p + column, columns - column) : Step{};
   };
-  unrolled<kVectors / kPerWord<Word>>([&](auto i) UNDIVIDED_INLINE_LAMBDA {
-    const Vec first = read(v, i.value * kStep<Word>);
+  unrolled<kPanel / kSize>([&](auto i) UNDIVIDED_INLINE_LAMBDA {
+    const Step first = read(v, i.value * kSize);
 #if defined(__AVX512BF16__)
     if constexpr (kPerWord<Word> == 2) {
-      const Vec second = rows == 2 ? read(v + stride, i.value * kStep<Word>) : zeros();
+      const Vec second = rows == 2 ? read(v + stride, i.value * kSize) : zeros();
       right[2 * i.value] = (Vec)_mm512_unpacklo_epi16((__m512i)first, (__m512i)second);
       right[2 * i.value + 1] = (Vec)_mm512_unpackhi_epi16((__m512i)first, (__m512i)second);
       return;
     }
 #endif
-    right[i.value] = first;
+    if constexpr (kInBlocks<T, Word>) {
+      right[2 * i.value] = first.a;
+      right[2 * i.value + 1] = first.b;
+    } else {
+      right[i.value] = first;
+    }
   });
 }
 
@@ -244,7 +287,7 @@ __attribute__((noinline)) void add_panel(const typename Weights<Word>::Element* 
   next = ahead;
   unrolled<kRows>([&](auto r) UNDIVIDED_INLINE_LAMBDA {
     unrolled<kVectors>([&](auto x) UNDIVIDED_INLINE_LAMBDA {
-      if (!kWhole && x.value / kPer * kStep<Word> >= on.columns) return;
+      if (!kWhole && x.value * kLanes / kStep<T, Word> * kStep<T, Word> >= on.columns) return;
       float* out = acc + r.value * acc_row + x.value * kLanes;
       Vec total = load(out) + sum[0][r.value][x.value];
       for (int set = 1; set < kSets; ++set) total += sum[set][r.value][x.value];
@@ -279,15 +322,16 @@ void add_values(int rows, const typename Weights<Word>::Element* p, int64_t p_ro
 }
 
 // A row of sums, `width` floats in whole steps, from the order of panel_at to that of the columns.
-template <class Word>
+template <class T, class Word>
 UNDIVIDED_INLINE void plain_order(float* acc, int64_t width) {
-  if constexpr (kPerWord<Word> == 2) {
-    IntVec first{}, second{};
+  if constexpr (kStep<T, Word> == kBlock) {
+    IntVec first{}, second{};  // where the columns of the two vectors of a step stand
     for (int x = 0; x < kLanes; ++x) {
-      first[x] = x / kQuad % 2 * kLanes + x / (2 * kQuad) * kQuad + x % kQuad;
+      first[x] = kInBlocks<T, Word> ? x % 2 * kLanes + x / 2
+                                    : x / kQuad % 2 * kLanes + x / (2 * kQuad) * kQuad + x % kQuad;
       second[x] = first[x] + kLanes / 2;
     }
-    for (float* end = acc + width; acc < end; acc += kStep<Word>) {
+    for (float* end = acc + width; acc < end; acc += kBlock) {
       const Vec lower = load(acc), upper = load(acc + kLanes);
       store(acc, __builtin_shuffle(lower, upper, first));
       store(acc + kLanes, __builtin_shuffle(lower, upper, second));

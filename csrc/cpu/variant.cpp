@@ -1,6 +1,8 @@
 // Which instruction sets this processor has, and the choice among the compiled variants.
 #include "variant.h"
 
+#include "dot_speed.h"
+
 #include <atomic>
 #include <cstring>
 
@@ -14,9 +16,10 @@
 namespace undivided {
 namespace {
 
-constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
-constexpr bool kCompiled[] = {true, UNDIVIDED_HAS_AVX2 != 0, UNDIVIDED_HAS_AVX512 != 0, UNDIVIDED_HAS_AVX512_BF16 != 0};
-constexpr int kCount = 4;
+constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16", "avx512_bf16_dots"};
+constexpr bool kCompiled[] = {true, UNDIVIDED_HAS_AVX2 != 0, UNDIVIDED_HAS_AVX512 != 0, UNDIVIDED_HAS_AVX512_BF16 != 0,
+                              UNDIVIDED_HAS_AVX512_BF16 != 0};
+constexpr int kCount = 5;
 
 // The best variant that the processor and the operating system support, compiled or not.
 int processor_level() {
@@ -32,7 +35,7 @@ int processor_level() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !bit(b, 5)) return 0;
   const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
   if (!avx512 || (state & 0xE6U) != 0xE6U) return 1;
-  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5)) return 3;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5)) return static_cast<int>(Variant::avx512_bf16_dots);
   return 2;
 #else
   return 0;
@@ -42,6 +45,7 @@ int processor_level() {
 int best_variant() {
   int level = processor_level();
   while (level > 0 && !kCompiled[level]) --level;
+  if (level == static_cast<int>(Variant::avx512_bf16_dots) && !dots_are_faster()) --level;
   return level;
 }
 
@@ -55,6 +59,16 @@ std::atomic<int>& chosen() {
 Variant current_variant() { return static_cast<Variant>(chosen().load(std::memory_order_relaxed)); }
 
 const char* variant_name(Variant variant) { return kNames[static_cast<int>(variant)]; }
+
+bool dots_are_faster() {
+#if UNDIVIDED_HAS_AVX512_BF16
+  static const bool faster =
+      processor_level() == static_cast<int>(Variant::avx512_bf16_dots) && avx512_bf16::measured_dots_are_faster();
+  return faster;
+#else
+  return false;
+#endif
+}
 
 bool variant_available(Variant variant) {
   static const int level = processor_level();

@@ -26,7 +26,9 @@
 
 namespace undivided {
 
-enum class Variant : int { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
+// avx512_bf16_dots is the code of avx512_bf16 that also multiplies pairs of bfloat16, where that is faster (dot_speed.h);
+// avx512_bf16 itself only converts with that instruction set.
+enum class Variant : int { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, avx512_bf16_dots = 4 };
 
 // The variant that calls run on now: the best one at first, unless set_variant chose another.
 Variant current_variant();
@@ -34,6 +36,9 @@ const char* variant_name(Variant variant);
 // False when the name is unknown, the variant was not compiled, or this processor cannot run it.
 bool set_variant(const char* name);
 bool variant_available(Variant variant);
+// Of this processor, measured once; false without the instruction.
+bool dots_are_faster();
+inline bool multiplies_pairs() { return current_variant() == Variant::avx512_bf16_dots; }
 
 }  // namespace undivided
 
@@ -59,7 +64,7 @@ bool variant_available(Variant variant);
 #if UNDIVIDED_HAS_AVX512_BF16
 #define UNDIVIDED_DECLARE_AVX512_BF16(...) UNDIVIDED_DECLARE_IN(avx512_bf16, __VA_ARGS__)
 #define UNDIVIDED_CASE_AVX512_BF16(name) \
-  ::undivided::current_variant() == ::undivided::Variant::avx512_bf16 ? &::undivided::avx512_bf16::name:
+  ::undivided::current_variant() >= ::undivided::Variant::avx512_bf16 ? &::undivided::avx512_bf16::name:
 #else
 #define UNDIVIDED_DECLARE_AVX512_BF16(...)
 #define UNDIVIDED_CASE_AVX512_BF16(name)

@@ -4,9 +4,15 @@ With up to 16 rows a product is bound by reading the weight: the kernel in `csrc
 memory gives it. Measured on two threads of Zen 4, 512 x 512 to 768 x 3072 weights: 1.5 to 6 times as fast as MKL in
 float32, 1.3 to 4.5 times as oneDNN in bfloat16; an output layer of 32,000 symbols 2.5 to 4.7 and 1.2 to 1.8 times.
 
-With more, torch's matmul calls MKL for float32; oneDNN, which torch has as well, is faster with large weights: 1.1
-times with 512 x 512 from 64 rows on, up to 1.6 times with larger ones; small weights lose by being laid out anew. It
-sums in fewer accumulators: its largest error is 2 to 4 times MKL's, that of a float32 sum in the plain order.
+With more, torch's matmul calls MKL for float32; on a processor that is not Intel's oneDNN, which torch has as well, is
+faster with large weights: 1.1 times with 512 x 512 from 64 rows on, up to 1.6 times with larger ones; small weights lose
+by being laid out anew. It sums in fewer accumulators: its largest error is 2 to 4 times MKL's, that of a float32 sum in
+the plain order.
+
+For bfloat16 torch calls oneDNN, which without tiles (AMX) or fast dot products is slower than MKL in float32: there
+the matrices are widened, multiplied and the product rounded once. Measured on two threads of Emerald Rapids without AMX:
+1.2 times as fast with 128 rows and a 512 x 512 weight, 1.3 to 1.6 times with more; 0.9 where a float32 copy is so large
+that the allocator asks the system for it anew each time.
 
 The bits of a row depend on the number of rows with the libraries, not with our kernel: batch_invariant takes it always.
 """
@@ -24,6 +30,8 @@ from .invariance import invariant
 FEW = 16  # rows
 ROWS = 64  # with fewer a weight must be LARGE for oneDNN
 MEDIUM, LARGE = 2**18, 2**20  # elements of the weight from which oneDNN wins
+WORTH_WIDENING = 80.0  # operations for each element that is converted, from which they win
+MOST_WIDENED = 2**23  # elements of a float32 copy: 32 MiB, the most that glibc keeps
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -32,6 +40,16 @@ def _onednn() -> bool:
 
 
 ONEDNN = _onednn()
+
+
+@lru_cache(maxsize=1)
+def _processor() -> tuple[bool, bool]:
+    """(it is Intel's, libraries are fast in bfloat16 on it)."""
+    try:
+        from . import _C
+    except ImportError:
+        return True, True  # unknown: everything is left to torch
+    return _C.made_by_intel(), _C.bfloat16_products_are_fast()
 
 
 @lru_cache(maxsize=1)
@@ -62,9 +80,26 @@ def by_few_rows(x: Tensor, w: Tensor) -> bool:
 def by_onednn(x: Tensor, w: Tensor) -> bool:
     """Whether oneDNN is faster than torch's matmul for x (..., k) and w (n, k)."""
     size = w.numel()
-    if not ONEDNN or size < MEDIUM or x.dtype != torch.float32 or x.device.type != "cpu":
+    if not ONEDNN or size < MEDIUM or x.dtype != torch.float32 or x.device.type != "cpu" or _processor()[0]:
         return False
     return size >= LARGE or x.numel() >= ROWS * w.shape[1]
+
+
+def by_widening(x: Tensor, w: Tensor, dtype: torch.dtype) -> bool:
+    """Whether x (..., k) and w (n, k) are multiplied faster in float32 than in `dtype`."""
+    if dtype != torch.bfloat16 or x.device.type != "cpu" or _processor()[1]:
+        return False
+    outputs, columns = w.shape
+    rows = x.numel() // columns if columns else 0
+    operations, largest = rows * outputs * columns, max(rows * outputs, rows * columns, outputs * columns)
+    converted = rows * (outputs + columns) + outputs * columns
+    return operations >= WORTH_WIDENING * converted > 0 and largest <= MOST_WIDENED
+
+
+def widened(x: Tensor, w: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """product of tensors of any dtypes, in float32 also under autocast, and rounded once, to `dtype`."""
+    with torch.autocast(x.device.type, enabled=False):
+        return product(x.float(), w.float(), None if bias is None else bias.float()).to(dtype)
 
 
 def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -73,6 +108,23 @@ def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         few = few_rows()
         assert few is not None
         return few(x, w, bias)
+    if by_widening(x, w, x.dtype):
+        return widened(x, w, bias, x.dtype)
     if by_onednn(x, w):
         return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
     return x @ w.T if bias is None else torch.addmm(bias, x, w.T)
+
+
+def gradient_of_weight(dy: Tensor, x: Tensor) -> Tensor:
+    """dy^T x, (n, k), for dy (rows, n) and x (rows, k)."""
+    if by_widening(dy.T, x.T, dy.dtype):
+        return widened(dy.T, x.T, None, dy.dtype)
+    return dy.T @ x
+
+
+def add_product(to: Tensor, x: Tensor, w: Tensor) -> None:
+    """Adds x w, (rows, n), in place, for x (rows, k) and w (k, n)."""
+    if by_widening(x, w.T, x.dtype):
+        to.add_(widened(x, w.T, None, torch.float32))
+    else:
+        to.addmm_(x, w)

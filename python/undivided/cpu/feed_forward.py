@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..products import product
+from ..products import add_product, gradient_of_weight, product
 from . import DTYPES, address
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}  # the codes of csrc/cpu/feed_forward.h
@@ -85,12 +85,12 @@ def feed_forward_backward(
             ACTIVATIONS[activation],
             torch.get_num_threads(),
         )
-        dw_out = dout.T @ a if a is not None else None
-        dw_in = dh.T @ x if needs_in else None
-        dw_gate = dg.T @ x if needs_gate and dg is not None else None
+        dw_out = gradient_of_weight(dout, a) if a is not None else None
+        dw_in = gradient_of_weight(dh, x) if needs_in else None
+        dw_gate = gradient_of_weight(dg, x) if needs_gate and dg is not None else None
         if needs_x:
             dx = product(dh, w_in.T)
             if dg is not None and w_gate is not None:
-                dx.addmm_(dg, w_gate)
+                add_product(dx, dg, w_gate)
     db_out = dout.sum(0, dtype=torch.float32).to(dout.dtype) if needs_b_out else None
     return dx, dw_in, db_in, dw_out, db_out, dw_gate

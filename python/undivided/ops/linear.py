@@ -9,55 +9,71 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..products import by_few_rows, by_onednn, product
+from ..products import FLOATS, by_few_rows, by_onednn, by_widening, product, widened
 
 PLAIN = (Tensor, torch.nn.Parameter)  # a subclass, such as a sharded tensor, has its own rules for torch's op alone
 
 
 class Linear(torch.autograd.Function):
-    """product(x, w, bias) with derivatives of any order, x (rows, k)."""
+    """apply(x, w, bias, dtype): x w^T + bias in `dtype`, with derivatives of any order, x (rows, k)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x, w)
-        return product(x, w, bias)
+        return _product(x, w, bias, dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, w = ctx.saved_tensors
-        needs_x, needs_w, needs_bias = ctx.needs_input_grad
+        needs_x, needs_w, needs_bias, _ = ctx.needs_input_grad
         return (
-            linear(dy, w.T) if needs_x else None,
-            linear(dy.T, x.T) if needs_w else None,
-            dy.sum(0) if needs_bias else None,
+            _linear(dy, w.T, None, x.dtype) if needs_x else None,
+            _linear(dy.T, x.T, None, w.dtype) if needs_w else None,
+            dy.sum(0, dtype=w.dtype) if needs_bias else None,
+            None,
         )
+
+
+def _product(x: Tensor, w: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if x.dtype == w.dtype == dtype:
+        return product(x, w, bias)
+    return widened(x, w, bias, dtype)
+
+
+def _linear(x: Tensor, w: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What linear takes, differentiable where gradients are wanted; of different dtypes in float32."""
+    if x.dtype == w.dtype == dtype:
+        return linear(x, w, bias)
+    return Linear.apply(x, w, bias, dtype)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """x w^T + bias, as torch.nn.functional.linear: x (..., k), w (n, k), bias (n,) or None -> (..., n), of any dtype.
 
-    On a CPU it takes what is faster than torch's choice (`undivided.products`). Under autocast, torch.compile and
-    torch.func it is torch's own. Raises: what torch's raises.
+    On a CPU it takes what is faster than torch's choice (`undivided.products`); under autocast too, where bfloat16 is
+    widened: then the weights are not rounded first. Under torch.compile and torch.func it is torch's own.
+    Raises: what torch's raises.
     """
+    autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     if (
         type(x) not in PLAIN
         or type(w) not in PLAIN
-        or w.dtype != x.dtype
+        or not (w.dtype == x.dtype or (autocast and w.dtype in FLOATS and x.dtype in FLOATS))
         or w.dim() != 2
         or x.dim() < 2
         or not (bias is None or (bias.dtype == w.dtype and bias.device == w.device and bias.shape == w.shape[:1]))
         or x.shape[-1] != w.shape[1]
         or x.device != w.device
         or torch.compiler.is_compiling()
-        or not (by_few_rows(x, w) or by_onednn(x, w))
-        or torch.is_autocast_enabled(x.device.type)
+        or not (by_widening(x, w, dtype) or (not autocast and (by_few_rows(x, w) or by_onednn(x, w))))
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     ):
         return F.linear(x, w, bias)
     rows = x.flatten(0, -2) if x.dim() != 2 else x
     if torch.is_grad_enabled():
-        out: Tensor = Linear.apply(rows, w, bias)  # type: ignore[no-untyped-call]
+        out: Tensor = Linear.apply(rows, w, bias, dtype)  # type: ignore[no-untyped-call]
     else:
-        out = product(rows, w, bias)
+        out = _product(rows, w, bias, dtype)
     return out if x.dim() == 2 else out.unflatten(0, x.shape[:-1])
