@@ -10,6 +10,7 @@ from undivided.testing import FEED_FORWARD_CASES, compare, poison
 
 _C = pytest.importorskip("undivided._C", reason="the compiled extension is not built")
 
+from undivided.cpu import feed_forward as launchers  # noqa: E402
 from undivided.cpu.feed_forward import feed_forward_backward, feed_forward_forward  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -33,18 +34,23 @@ def test_agrees_with_the_reference(case, dtype, variant):
 def test_on_a_processor_that_is_slow_in_bfloat16(case, monkeypatch):
     reached = []
 
-    def counted(*arguments):
-        reached.append(arguments)
-        return widened(*arguments)
+    def counted(rows, columns):
+        reached.append(rows)
+        return [slice(0, 5), slice(5, rows)][: 1 + rows]  # in two parts, as large ones are
 
-    widened = products.widened
     monkeypatch.setattr(products, "_processor", lambda: (True, False))
     monkeypatch.setattr(products, "WORTH_WIDENING", 0.1)
-    monkeypatch.setattr(products, "widened", counted)
+    monkeypatch.setattr(launchers, "_parts", counted)
     with poison():
         verdicts = compare.feed_forward(case, torch.bfloat16, "cpu")
     assert not [verdict for verdict in verdicts if not verdict.ok]
-    assert reached or case.rows <= products.FEW
+    assert len(reached) >= 2 or case.rows == 0  # forward and backward
+
+
+def test_parts_of_a_large_one():
+    limit = products.MOST_WIDENED
+    assert list(launchers._parts(3, 7)) == [slice(0, limit // 7)]
+    assert [(part.start, part.stop) for part in launchers._parts(2049, 4096)] == [(0, 1024), (1024, 2048), (2048, 3072)]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -139,6 +139,17 @@ class Backend:
     def auto_objections(self, call: Call) -> list[str]:
         return texts(self.auto_rules, call)
 
+    def willing(self, call: Call, auto: bool) -> bool:
+        """Whether no rule objects. The first objection ends it: a choice is made for every call of an op."""
+        for rule in self.rules:
+            if rule(call) is not None:
+                return False
+        if auto:
+            for rule in self.auto_rules:
+                if rule(call) is not None:
+                    return False
+        return True
+
 
 def texts(rules: tuple[Rule, ...], call: Call) -> list[str]:
     """What the rules say against a call."""
@@ -205,8 +216,7 @@ def choose(table: tuple[Backend, ...], call: Call, backend: str = "auto") -> Bac
 def first_willing(table: tuple[Backend, ...], call: Call, backend: str) -> Backend | None:
     """The first row that is asked for and has no objection."""
     for row in table:
-        wanted = backend in ("auto", row.name)
-        if wanted and not row.objections(call) and not (backend == "auto" and row.auto_objections(call)):
+        if backend in ("auto", row.name) and row.willing(call, backend == "auto"):
             return row
     return None
 

@@ -4,15 +4,16 @@ With up to 16 rows a product is bound by reading the weight: the kernel in `csrc
 memory gives it. Measured on two threads of Zen 4, 512 x 512 to 768 x 3072 weights: 1.5 to 6 times as fast as MKL in
 float32, 1.3 to 4.5 times as oneDNN in bfloat16; an output layer of 32,000 symbols 2.5 to 4.7 and 1.2 to 1.8 times.
 
-With more, torch's matmul calls MKL for float32; on a processor that is not Intel's oneDNN, which torch has as well, is
-faster with large weights: 1.1 times with 512 x 512 from 64 rows on, up to 1.6 times with larger ones; small weights lose
-by being laid out anew. It sums in fewer accumulators: its largest error is 2 to 4 times MKL's, that of a float32 sum in
-the plain order.
+With more, torch's matmul calls MKL for float32; on a processor that is not Intel's oneDNN, which torch has as well,
+is faster with large weights: 1.1 times with 512 x 512 from 64 rows on, up to 1.6 times with larger ones; small weights
+lose by being laid out anew. It sums in fewer accumulators: its largest error is 2 to 4 times MKL's, that of a float32
+sum in the plain order.
 
-For bfloat16 torch calls oneDNN, which without tiles (AMX) or fast dot products is slower than MKL in float32: there
-the matrices are widened, multiplied and the product rounded once. Measured on two threads of Emerald Rapids without AMX:
-1.2 times as fast with 128 rows and a 512 x 512 weight, 1.3 to 1.6 times with more; 0.9 where a float32 copy is so large
-that the allocator asks the system for it anew each time.
+For bfloat16 torch calls oneDNN, which without tiles (AMX) or fast dot products is slower than MKL in float32: there the
+matrices are widened, multiplied and the product rounded once. Measured on two threads of Emerald Rapids without AMX:
+1.2 times as fast with 128 rows and a 512 x 512 weight, 1.4 to 1.8 times with more, 1.5 with an output layer of 32,000
+symbols; in parts, since where a float32 copy is so large that the allocator asks the system for it anew each time it
+was 1.0 to 1.4.
 
 The bits of a row depend on the number of rows with the libraries, not with our kernel: batch_invariant takes it always.
 """
@@ -31,7 +32,8 @@ FEW = 16  # rows
 ROWS = 64  # with fewer a weight must be LARGE for oneDNN
 MEDIUM, LARGE = 2**18, 2**20  # elements of the weight from which oneDNN wins
 WORTH_WIDENING = 80.0  # operations for each element that is converted, from which they win
-MOST_WIDENED = 2**23  # elements of a float32 copy: 32 MiB, the most that glibc keeps
+MOST_WIDENED = 2**22  # elements of a float32 copy: 16 MiB. Of over 32 MiB glibc asks the system for new pages each time
+FEWEST_WIDENED = 256  # rows at a time, or outputs, that the limit must leave
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -90,16 +92,29 @@ def by_widening(x: Tensor, w: Tensor, dtype: torch.dtype) -> bool:
     if dtype != torch.bfloat16 or x.device.type != "cpu" or _processor()[1]:
         return False
     outputs, columns = w.shape
+    if columns > MOST_WIDENED // FEWEST_WIDENED:
+        return False
     rows = x.numel() // columns if columns else 0
-    operations, largest = rows * outputs * columns, max(rows * outputs, rows * columns, outputs * columns)
     converted = rows * (outputs + columns) + outputs * columns
-    return operations >= WORTH_WIDENING * converted > 0 and largest <= MOST_WIDENED
+    return rows * outputs * columns >= WORTH_WIDENING * converted > 0
 
 
 def widened(x: Tensor, w: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """product of tensors of any dtypes, in float32 also under autocast, and rounded once, to `dtype`."""
+    (rows, columns), outputs = x.shape, w.shape[0]
+    tall = min(rows, MOST_WIDENED // max(columns, 1))
+    wide = min(outputs, MOST_WIDENED // max(columns, tall, 1))
+    bias = None if bias is None else bias.float()
     with torch.autocast(x.device.type, enabled=False):
-        return product(x.float(), w.float(), None if bias is None else bias.float()).to(dtype)
+        if tall == rows and wide == outputs:
+            return product(x.float(), w.float(), bias).to(dtype)
+        out = x.new_empty(rows, outputs, dtype=dtype)
+        for top in range(0, rows, tall):
+            part = x[top : top + tall].float()
+            for left in range(0, outputs, wide):
+                here = slice(left, left + wide)
+                out[top : top + tall, here] = product(part, w[here].float(), None if bias is None else bias[here])
+        return out
 
 
 def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -113,18 +128,3 @@ def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     if by_onednn(x, w):
         return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
     return x @ w.T if bias is None else torch.addmm(bias, x, w.T)
-
-
-def gradient_of_weight(dy: Tensor, x: Tensor) -> Tensor:
-    """dy^T x, (n, k), for dy (rows, n) and x (rows, k)."""
-    if by_widening(dy.T, x.T, dy.dtype):
-        return widened(dy.T, x.T, None, dy.dtype)
-    return dy.T @ x
-
-
-def add_product(to: Tensor, x: Tensor, w: Tensor) -> None:
-    """Adds x w, (rows, n), in place, for x (rows, k) and w (k, n)."""
-    if by_widening(x, w.T, x.dtype):
-        to.add_(widened(x, w.T, None, torch.float32))
-    else:
-        to.addmm_(x, w)

@@ -30,7 +30,8 @@ class Call:
 
 def rows(x: Tensor) -> tuple[int, int, int, int]:
     """Address and strides (batch, sequence, head) of (batch, seqlen, nheads, head_dim) or (total, nheads, head_dim)."""
-    return x.data_ptr(), 0 if x.dim() == 3 else x.stride(0), x.stride(-3), x.stride(-2)
+    strides = x.stride()
+    return x.data_ptr(), 0 if len(strides) == 3 else strides[0], strides[-3], strides[-2]
 
 
 def plane(x: Tensor) -> tuple[int, int, int, int, int, int]:

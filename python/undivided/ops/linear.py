@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..products import FLOATS, by_few_rows, by_onednn, by_widening, product, widened
+from ..products import FLOATS, MOST_WIDENED, by_few_rows, by_onednn, by_widening, product, widened
 
 PLAIN = (Tensor, torch.nn.Parameter)  # a subclass, such as a sharded tensor, has its own rules for torch's op alone
 
@@ -26,6 +26,8 @@ class Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, w = ctx.saved_tensors
         needs_x, needs_w, needs_bias, _ = ctx.needs_input_grad
+        if needs_x and needs_w and dy.numel() <= MOST_WIDENED and by_widening(dy, w.T, dy.dtype):
+            dy = dy.float()  # once for both products
         return (
             _linear(dy, w.T, None, x.dtype) if needs_x else None,
             _linear(dy.T, x.T, None, w.dtype) if needs_w else None,
