@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from undivided import products
+from undivided import feed_forward, products
 from undivided.testing import FEED_FORWARD_CASES, compare, poison
 
 _C = pytest.importorskip("undivided._C", reason="the compiled extension is not built")
@@ -45,6 +45,21 @@ def test_on_a_processor_that_is_slow_in_bfloat16(case, monkeypatch):
         verdicts = compare.feed_forward(case, torch.bfloat16, "cpu")
     assert not [verdict for verdict in verdicts if not verdict.ok]
     assert len(reached) >= 2 or case.rows == 0  # forward and backward
+
+
+def test_autocast_does_not_reach_what_was_widened(monkeypatch):
+    monkeypatch.setattr(products, "_processor", lambda: (True, False))
+    monkeypatch.setattr(products, "WORTH_WIDENING", 0.1)
+    draw = torch.Generator().manual_seed(0)
+    x, w_in, w_out = (torch.randn(*shape, generator=draw).bfloat16() for shape in [(20, 32), (48, 32), (32, 48)])
+    given = [value.requires_grad_() for value in (x, w_in, w_out)]
+    found = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = feed_forward(x, w_in, None, w_out, backend="cpu")
+            found.append((out, *torch.autograd.grad(out.float().sum(), given)))
+    for plain, cast in zip(*found, strict=True):
+        assert torch.equal(plain, cast)
 
 
 def test_parts_of_a_large_one():

@@ -113,6 +113,7 @@ def _float(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.float()
 
 
+@torch.autocast("cpu", enabled=False)
 def _widened_forward(
     x: Tensor, parameters: Sequence[Tensor | None], activation: str, w_gate: Tensor | None, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -130,6 +131,7 @@ def _widened_forward(
     return out, h, g
 
 
+@torch.autocast("cpu", enabled=False)
 def _widened_backward(
     dout: Tensor,
     saved: tuple[Tensor, Tensor, Tensor | None],
