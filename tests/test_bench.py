@@ -131,6 +131,28 @@ def test_samples_are_interleaved_and_each_round_starts_elsewhere():
     assert all(sample >= 2 * SHORTEST_SAMPLE for taken in times.values() for sample in taken)
 
 
+def test_ratios_that_spread_are_not_settled():
+    from undivided.benchmarks.clock import unsettled
+
+    slow_moments = [1.0, 1.3, 1.0, 2.0, 1.0, 1.1, 1.0]  # of the machine: both samples of a round suffer
+    assert not unsettled({"a": slow_moments, "b": [2 * one for one in slow_moments]})
+    spread = [1.0, 1.2, 0.9, 1.1, 1.0, 1.3, 0.8]
+    assert unsettled({"a": [1.0] * 7, "b": spread}) and not unsettled({"a": [1.0] * 700, "b": spread * 100})
+    assert not unsettled({"alone": spread})
+
+
+def test_more_rounds_until_ratios_are_settled(monkeypatch):
+    from undivided.benchmarks import clock
+
+    monkeypatch.setattr(clock, "unsettled", lambda times: len(times["a"]) < 5)
+    times = clock.interleaved({"a": lambda: None, "b": lambda: None}, "cpu", 0.01, rounds=(1, 1000))
+    assert len(times["a"]) >= 5
+    monkeypatch.setattr(clock, "unsettled", lambda times: True)
+    begin = clock.time.perf_counter()
+    clock.interleaved({"a": lambda: None, "b": lambda: None}, "cpu", 0.01, rounds=(1, 10**6))
+    assert clock.time.perf_counter() - begin < 1.0  # twice 0.01, and what warms
+
+
 def test_counts_by_hand():
     # 2 sequences, 3 heads: q k^T and p v are each 5 x 7 x 11 multiply-adds
     assert counts.attention_operations(2, 3, 5, 7, 11, False, "forward") == 2 * 3 * 2 * (2 * 5 * 7 * 11)

@@ -136,7 +136,9 @@ def test_a_bias_that_all_keys_share_has_no_gradient(shape):
 
 
 def test_a_float32_bias_beside_bfloat16():
-    agree(leaves(dtype=torch.bfloat16) | {"attn_mask": random(*FULL, seed=6)})
+    # So many elements that the largest error of each of the two is no matter of luck.
+    tensors = leaves((2, 4, 64, 32), (2, 4, 80, 32), dtype=torch.bfloat16)
+    agree(tensors | {"attn_mask": random(2, 4, 64, 80, seed=6)})
 
 
 def test_minus_infinity_hides_and_an_empty_row_gives_zero():
