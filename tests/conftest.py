@@ -13,6 +13,7 @@ if not torch.cuda.is_available():
 @pytest.hookimpl(tryfirst=True)  # before `-m gpu` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where there is a GPU, the tests of a module with a DEVICE run on it: all of them are marked `gpu`."""
+    items[:] = [item for item in items if not same_code_as_by_default(item)]
     if torch.cuda.is_available():
         for item in items:
             if str(getattr(getattr(item, "module", None), "DEVICE", "cpu")).startswith("cuda"):
@@ -31,6 +32,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from undivided import _C
 
         metafunc.parametrize("variant", _C.variants(), indirect=True)
+
+
+ONE_CODE = ("avx512_bf16", "avx512_bf16_dots")  # for all but bfloat16
+
+
+def same_code_as_by_default(item: pytest.Item) -> bool:
+    words = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if words.get("variant") not in ONE_CODE or words.get("dtype") in (None, torch.bfloat16):
+        return False
+    from undivided import _C
+
+    return words["variant"] != _C.variant() and _C.variant() in ONE_CODE
 
 
 @pytest.fixture

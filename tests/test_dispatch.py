@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import undivided
+from undivided import rules
 from undivided.dispatch import AttentionCall, Backend, BackendRefused, NormCall, choose, report
 from undivided.ops.attention_decode_table import ATTENTION_DECODE
 from undivided.ops.attention_table import ATTENTION
@@ -97,6 +98,17 @@ def test_what_auto_takes_on_a_gpu(fields, taken, monkeypatch):
     assert choose(table, call).name == taken
     # What auto prefers is no objection:
     assert choose(table, call._replace(dtype="bfloat16"), "triton").name == "triton"
+
+
+@pytest.mark.skipif(rules.EXTENSION_MISSING is not None, reason="the compiled extension is not built")
+def test_tiles_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(rules, "TILES", True)
+    call = AttentionCall("cpu", "bfloat16", 2, 300, 300, 4, 4, 64, 64, needs_grad=True)
+    assert choose(ATTENTION, call).name == "sdpa" and choose(ATTENTION, call, "cpu").name == "cpu"
+    for ours in (dict(dtype="float32"), dict(bias="relative"), dict(window=(None, 0), seqlen_q=7), dict(packed=True)):
+        assert choose(ATTENTION, call._replace(**ours)).name == "cpu"
+    monkeypatch.setattr(rules, "TILES", False)
+    assert choose(ATTENTION, call).name == "cpu"
 
 
 def test_the_interpreter_is_not_what_auto_takes():

@@ -15,6 +15,8 @@ from .environment import interpreting
 TRITON_MISSING = module_missing("triton")
 EXTENSION_MISSING = module_missing("undivided._C")
 INTERPRETING = interpreting()
+# Whether the processor multiplies bfloat16 in tiles (AMX); asked of torch, since the extension is not loaded here.
+TILES = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def cuda_missing() -> str | None:
