@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from undivided import products
+from undivided import batch_invariant, products
 from undivided.ops import linear as module
 from undivided.ops.linear import linear
 
@@ -204,6 +204,8 @@ def test_what_is_worth_widening(monkeypatch):
     assert asked(128, 512, 512) and asked(2048, 1024, 4096) and asked(512, 512, 32000) and asked(512, 16384, 512)
     assert not asked(64, 512, 512) and not asked(512, 16385, 512) and not asked(0, 512, 512) and not asked(9, 0, 9)
     assert not asked(128, 512, 512, torch.float16) and not asked(128, 512, 512, torch.float32)
+    with batch_invariant():
+        assert not asked(2048, 1024, 4096)
     monkeypatch.setattr(products, "_processor", lambda: (True, True))
     assert not asked(2048, 1024, 4096)
 

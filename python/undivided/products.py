@@ -88,8 +88,9 @@ def by_onednn(x: Tensor, w: Tensor) -> bool:
 
 
 def by_widening(x: Tensor, w: Tensor, dtype: torch.dtype) -> bool:
-    """Whether x (..., k) and w (n, k) are multiplied faster in float32 than in `dtype`."""
-    if dtype != torch.bfloat16 or x.device.type != "cpu" or _processor()[1]:
+    """Whether x (..., k) and w (n, k) are multiplied faster in float32 than in `dtype`. That depends on the number
+    of rows, so batch_invariant has none of it."""
+    if dtype != torch.bfloat16 or x.device.type != "cpu" or _processor()[1] or invariant():
         return False
     outputs, columns = w.shape
     if columns > MOST_WIDENED // FEWEST_WIDENED:
