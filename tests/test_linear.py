@@ -177,6 +177,12 @@ def test_widened_bfloat16_is_torchs_linear_more_exactly(widens, autocast, bias):
     assert torch.bfloat16 in widens
 
 
+def test_autocast_leaves_float64_as_it_is(widens):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(random(70, 24).double(), random(40, 24).double()).dtype == torch.float64
+    assert not widens
+
+
 def test_widened_derivatives_of_derivatives(widens):
     x, w, b = random(64, 8).requires_grad_(), random(9, 8, seed=1).requires_grad_(), random(9, seed=2).requires_grad_()
 

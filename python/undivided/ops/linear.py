@@ -61,7 +61,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     if (
         type(x) not in PLAIN
         or type(w) not in PLAIN
-        or not (w.dtype == x.dtype or (autocast and w.dtype in FLOATS and x.dtype in FLOATS))
+        or not (x.dtype in FLOATS and w.dtype in FLOATS if autocast else w.dtype == x.dtype)
         or w.dim() != 2
         or x.dim() < 2
         or not (bias is None or (bias.dtype == w.dtype and bias.device == w.device and bias.shape == w.shape[:1]))
