@@ -25,9 +25,7 @@ ROUNDS = (7, 200)  # at least, at most
 FEWEST_ROUNDS = 3  # where a single round takes longer than all should
 SHORTEST_SAMPLE = 1e-4  # seconds: shorter calls are repeated, or the clock and the loop would count
 MOST_CALLS = 500
-PATIENCE = 1.5  # on a CPU, up to this many times as long where ratios are not settled
-SETTLED = 0.02  # of a ratio: the standard error of its median. Two runs then differ by 10 % once in thousands of rows
-WARMED = 0.05  # seconds: a longer call on a CPU is not repeated to warm the caches, which it fills many times over
+WARMED = 0.01  # seconds: a longer call on a CPU is not repeated to warm the caches, which it fills many times over
 FLUSH_BYTES = 256 * 2**20  # over the L2 cache of every GPU
 GPU_ROUNDS = (5, 25)  # events of a GPU at rest spread by a few per cent
 FAR = 5.0  # on a GPU, who takes more than this many times the least gets FEWEST_ROUNDS samples
@@ -44,11 +42,17 @@ class Broke(Exception):
 
 
 def interleaved(
-    functions: Functions, device: str, seconds: float, rounds: tuple[int, int] | None = None, queued: bool = False
+    functions: Functions,
+    device: str,
+    seconds: float,
+    rounds: tuple[int, int] | None = None,
+    queued: bool = False,
+    visits: int = 1,
 ) -> dict[str, list]:
     """Seconds per call, one for each sample: rounds[0] samples at least (FEWEST_ROUNDS where a round takes longer than
-    `seconds`) and rounds[1] at most, ending after about `seconds` in all, on a CPU that is not at rest later. On a GPU
-    those that are far slower than the fastest are in the first FEWEST_ROUNDS rounds alone.
+    `seconds`) and rounds[1] at most, ending after about `seconds` in all. On a GPU those that are far slower than the
+    fastest are in the first FEWEST_ROUNDS rounds alone. visits: this is one of so many, which have the least number of
+    samples together.
 
     Raises: Broke, where one of the functions raises.
     """
@@ -72,14 +76,13 @@ def interleaved(
     enabled = gc.isenabled()
     gc.disable()
     start = time.perf_counter()
-    least = rounds[0]
+    least = math.ceil(rounds[0] / visits)
     try:
         for count in range(rounds[1]):
             taken = time.perf_counter() - start
             if count == 1 and taken > seconds:
-                least = min(least, FEWEST_ROUNDS)
-            patient = device == "cpu" and taken <= PATIENCE * seconds
-            if count >= least and taken > seconds and not (patient and unsettled(times)):
+                least = min(least, math.ceil(FEWEST_ROUNDS / visits))
+            if count >= least and taken > seconds:
                 break
             for name in names[count % len(names) :] + names[: count % len(names)]:
                 if count < FEWEST_ROUNDS or name not in far:
@@ -134,19 +137,6 @@ def _sample(
     end.record()
     torch.cuda.synchronize()
     return begin.elapsed_time(end) / 1e3 / calls
-
-
-def unsettled(times: Mapping[str, list[float]]) -> bool:
-    """Whether the ratio of one of them to the fastest, round by round, may still move by more than SETTLED. Half the
-    way between the 20th and the 80th percentile is 0.84 standard deviations of a normal distribution, and a median
-    has 1.25 times the standard error of a mean."""
-    fastest = min(times.values(), key=statistics.median)
-    for own in times.values():
-        ratios = [one / best for one, best in zip(own, fastest, strict=True)]
-        deviation = (quantile(ratios, 0.8) - quantile(ratios, 0.2)) / (2 * 0.84)
-        if 1.25 * deviation > SETTLED * statistics.median(ratios) * math.sqrt(len(ratios)):
-            return True
-    return False
 
 
 def quantile(taken: list[float], fraction: float) -> float:

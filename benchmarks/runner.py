@@ -1,4 +1,5 @@
-"""Measures one case: everybody passes the gate, or has a line that says why not; then all are timed together."""
+"""Measures one case: everybody passes the gate, or has a line that says why not; then all are timed together, once or
+in several visits."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ NOISY = 1.25  # p80 over p20: more, and the machine was not at rest
 
 @dataclass(frozen=True)
 class Settings:
-    """`seconds` for the samples of one case. compiles: whether providers that go through torch.compile run.
+    """`seconds` for the samples of one case, in all of its visits. compiles: whether providers that go through
+    torch.compile run. visits: a run comes to every case so many times.
 
     budget: after so many seconds of one op its other cases are not begun. timed: False leaves it at the gate, which
     also fills the caches of compilers.
@@ -37,30 +39,89 @@ class Settings:
     compiles: bool = True
     budget: float = math.inf
     timed: bool = True
+    visits: int = 1
+
+
+class Measurement:
+    """One case in one mode: `rows`, one for each provider in their order, from the samples of all visits so far.
+
+    Made, everybody has passed the gate or has a line that says why not; a visit times all of them together. What moves
+    a ratio on a CPU is often where the inputs lie in memory and what else the machine does, and stays for the whole of
+    a visit: a later visit has inputs of its own.
+    """
+
+    def __init__(
+        self,
+        op: Op,
+        case: Any,
+        mode: str,
+        providers: Sequence[Provider | Absent],
+        ceilings: Ceilings,
+        settings: Settings,
+    ) -> None:
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # or the limit of recompilations of one function is soon reached
+        self.op, self.case, self.mode, self.ceilings, self.settings = op, case, mode, ceilings, settings
+        self.rows: list[Row] = []
+        self.ready: dict[str, tuple[Provider, Runnable]] = {}
+        self.times: dict[str, list[float]] = {}
+        for provider in providers:
+            if isinstance(provider, Absent):
+                continue
+            row = row_of(op, case, mode, provider, ceilings, settings)
+            self.rows.append(row)
+            work = admit(op, case, mode, provider, ceilings.kind, settings, row)
+            if work is not None and settings.timed:
+                try:
+                    row.memory = peak_memory(work, ceilings.kind)
+                    self.ready[provider.name] = provider, work
+                except Exception as error:
+                    row.status = broken(error)
+
+    def visit(self) -> None:
+        """Who breaks while it is timed has a line that says so, and no time."""
+        if self.times:
+            self.build_again()
+        for name, taken in self.samples().items():
+            self.times.setdefault(name, []).extend(taken)
+        fill(self.rows, self.times, self.op, self.case, self.mode, self.ceilings)
+
+    def samples(self) -> dict[str, list[float]]:
+        visits = self.settings.visits
+        queued = self.op.queued and not self.case.group.startswith(OVERHEAD)
+        while self.ready:
+            work = {name: work for name, (_, work) in self.ready.items()}
+            try:
+                return interleaved(
+                    work, self.ceilings.kind, self.settings.seconds / visits, queued=queued, visits=visits
+                )
+            except Broke as broke:
+                self.drop(broke.name, broken(broke.__cause__))
+        return {}
+
+    def build_again(self) -> None:
+        """Same work, other memory; what goes through torch.compile would be compiled anew and stays."""
+        case, mode, device = self.case, self.mode, self.ceilings.kind
+        for name, (provider, _) in list(self.ready.items()):
+            if not provider.compiles:
+                self.ready[name] = provider, self.op.build(provider.make(case, device), case, mode, device)
+
+    def drop(self, name: str, status: str) -> None:
+        del self.ready[name]
+        self.times.pop(name, None)
+        (row,) = (row for row in self.rows if row.provider == name)
+        row.status = status
+        row.median = row.p20 = row.p80 = row.of_ceiling = row.ratio = math.nan
+        row.repeats, row.ceiling, row.noisy = 0, "", False
 
 
 def measure(
     op: Op, case: Any, mode: str, providers: Sequence[Provider | Absent], ceilings: Ceilings, settings: Settings
-) -> list[Row]:
-    """One row for each provider, in their order."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # or the limit of recompilations of one function is soon reached
-    rows, ready = [], {}
-    for provider in providers:
-        if isinstance(provider, Absent):
-            continue
-        row = row_of(op, case, mode, provider, ceilings, settings)
-        rows.append(row)
-        work = admit(op, case, mode, provider, ceilings.kind, settings, row)
-        if work is not None and settings.timed:
-            ready[provider.name] = work
-            try:
-                row.memory = peak_memory(work, ceilings.kind)
-            except Exception as error:
-                row.status = broken(error)
-                del ready[provider.name]
-    fill(rows, times_of(rows, ready, op, case, ceilings.kind, settings), op, case, mode, ceilings)
-    return rows
+) -> Measurement:
+    """The measurement after its first visit."""
+    measurement = Measurement(op, case, mode, providers, ceilings, settings)
+    measurement.visit()
+    return measurement
 
 
 def row_of(op: Op, case: Any, mode: str, provider: Provider, ceilings: Ceilings, settings: Settings) -> Row:
@@ -85,21 +146,6 @@ def unmeasured(
     for row in rows:
         row.status = f"cannot: {why}"
     return rows
-
-
-def times_of(
-    rows: list[Row], ready: dict[str, Runnable], op: Op, case: Any, device: str, settings: Settings
-) -> dict[str, list[float]]:
-    """The samples of those that passed the gate; who breaks while it is timed has a line that says so."""
-    queued = op.queued and not case.group.startswith(OVERHEAD)
-    while ready:
-        try:
-            return interleaved(ready, device, settings.seconds, queued=queued)
-        except Broke as broke:
-            del ready[broke.name]
-            (row,) = (row for row in rows if row.provider == broke.name)
-            row.status = broken(broke.__cause__)
-    return {}
 
 
 def broken(error: BaseException | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from .memory import keep_freed_memory
 from .op import Op
 from .rotary import ROTARY
 from .rows import Row
-from .runner import Settings, absent_rows, measure, one_line, unmeasured
+from .runner import Measurement, Settings, absent_rows, measure, one_line, unmeasured
 from .scaling import SCALING
 from .training_step import TRAINING_STEP
 
@@ -112,7 +113,7 @@ def run(
     only: Sequence[str] = (),
 ) -> Run:
     """Measures all cases, or those with one of `only` in their name; `finished` gets the rows of each op as soon as it
-    is done, `measured` what there is of them after each case.
+    is done, with several visits after the last one, `measured` what there is of them after each case.
 
     Raises: ValueError where no case has one.
     """
@@ -129,8 +130,11 @@ def run(
     keep_freed_memory()
     outcome = Run(measure_ceilings(device), warnings=[] if reason is None else [reason])
     done, total = 0, sum(len(pairs) for pairs in plan.values())
+    visited: list[Measurement] = []
     for op in ops:
         rows = absent_rows(op, op.providers(device, backends), outcome.ceilings)
+        gc.collect()
+        gc.freeze()  # the modules of all peers: each collection before a measurement would walk through them
         start = time.monotonic()
         for case, mode in plan[op.name]:
             job = (op, case, mode, op.providers(device, backends), outcome.ceilings, settings)
@@ -141,23 +145,36 @@ def run(
                 rows += unmeasured(*job, f"not begun: {outcome.lost}")
             else:
                 progress(f"{op.name}: {case.name}, {mode}", done, total)
-                rows += measured_or_why(outcome, *job)
+                rows += measured_or_why(outcome, visited, *job)
             done += 1
             measured(op, rows)
         outcome.rows[op.name] = rows
-        finished(op, rows)
+        if settings.visits == 1:
+            finished(op, rows)
+    for visit in range(2, settings.visits + 1):
+        for one in visited:
+            progress(f"{one.op.name}: {one.case.name}, {one.mode}, visit {visit}", done, total)
+            one.visit()
+    if settings.visits > 1:
+        for op in ops:
+            finished(op, outcome.rows[op.name])
+    gc.unfreeze()
     progress("ceilings again", done, total)
     outcome.warnings += list(remarks(outcome, outcome.ceilings if outcome.lost else measure_ceilings(device)))
     return outcome
 
 
-def measured_or_why(outcome: Run, *job: Any) -> list[Row]:
-    """The rows of a case. On a GPU nothing that goes wrong in one ends the run: too little was had of the machine."""
-    op, case, mode, _, ceilings, _ = job
+def measured_or_why(outcome: Run, visited: list[Measurement], *job: Any) -> list[Row]:
+    """The rows of a case, which joins `visited` where it will be visited again. On a GPU nothing that goes wrong in
+    one ends the run: too little was had of the machine."""
+    op, case, mode, _, ceilings, settings = job
     if ceilings.kind == "cpu":
-        return measure(*job)
+        found = measure(*job)
+        if settings.visits > 1:  # or the tensors of all cases would stay
+            visited.append(found)
+        return found.rows
     try:
-        rows = measure(*job)
+        rows = measure(*job).rows
     except Exception as error:
         rows = unmeasured(*job, f"{type(error).__name__}: {one_line(error)}")
         outcome.warnings.append(f"{op.name}: {case.name}, {mode} was not measured: {one_line(error)}")

@@ -26,7 +26,7 @@ def honest(case, device):
 
 
 def measure(op, case, mode, *providers):
-    return runner.measure(op, case, mode, providers, CEILINGS, SETTINGS)
+    return runner.measure(op, case, mode, providers, CEILINGS, SETTINGS).rows
 
 
 def provider(name, make, backend=None):
@@ -131,26 +131,71 @@ def test_samples_are_interleaved_and_each_round_starts_elsewhere():
     assert all(sample >= 2 * SHORTEST_SAMPLE for taken in times.values() for sample in taken)
 
 
-def test_ratios_that_spread_are_not_settled():
-    from undivided.benchmarks.clock import unsettled
+def test_every_visit_adds_samples_of_inputs_of_its_own():
+    seen, built = set(), []
 
-    slow_moments = [1.0, 1.3, 1.0, 2.0, 1.0, 1.1, 1.0]  # of the machine: both samples of a round suffer
-    assert not unsettled({"a": slow_moments, "b": [2 * one for one in slow_moments]})
-    spread = [1.0, 1.2, 0.9, 1.1, 1.0, 1.3, 0.8]
-    assert unsettled({"a": [1.0] * 7, "b": spread}) and not unsettled({"a": [1.0] * 700, "b": spread * 100})
-    assert not unsettled({"alone": spread})
+    def make(case, device):
+        built.append(case)
+        seen_now = honest(case, device)
+
+        def function(**values):
+            seen.add(values["x"].data_ptr())
+            return seen_now(**values)
+
+        return function
+
+    settings = runner.Settings(seconds=0.003, quick=True, compiles=False, visits=3)
+    jobs = [provider("a", make), Provider("compiles", "1", make, compiles=True)]
+    settings = replace(settings, compiles=True)
+    others = [layer_norm.Case("layer_norm", rows, 32, "float32") for rows in (17, 18)]
+    found = runner.measure(layer_norm.LAYER_NORM, NORM, "forward", jobs, CEILINGS, settings)
+    first = [row.repeats for row in found.rows]
+    for other in others:  # the tensors of the last two cases are kept
+        layer_norm.inputs(other, "cpu")
+    found.visit()
+    assert [row.repeats for row in found.rows] > first and len(built) == 3 and len(seen) == 2
+    assert all(row.timed for row in found.rows) and {len(taken) for taken in found.times.values()} == {
+        found.rows[0].repeats
+    }
 
 
-def test_more_rounds_until_ratios_are_settled(monkeypatch):
-    from undivided.benchmarks import clock
+def test_a_quick_run_comes_to_every_case_again_at_its_end():
+    order, done = [], []
+    settings = runner.Settings(0.003, quick=True, compiles=False, visits=3)
+    outcome = suite.run(
+        [layer_norm.LAYER_NORM, layer_norm.RMS_NORM],
+        "cpu",
+        ["cpu"],
+        settings,
+        progress=lambda text, *_: order.append(text.removesuffix(", visit 2").removesuffix(", visit 3")),
+        finished=lambda op, rows: done.append((op.name, len(order))),
+        only=["1x8"],
+    )
+    cases = [
+        f"{op}: 1x8 call overhead float32, {mode}"
+        for op in ("layer_norm", "rms_norm")
+        for mode in ("forward", "backward")
+    ]
+    assert order == cases * 3 + ["ceilings again"]
+    assert done == [("layer_norm", 12), ("rms_norm", 12)]  # once each, with the samples of all visits
+    assert all(row.timed for rows in outcome.rows.values() for row in rows if row.ours)
 
-    monkeypatch.setattr(clock, "unsettled", lambda times: len(times["a"]) < 5)
-    times = clock.interleaved({"a": lambda: None, "b": lambda: None}, "cpu", 0.01, rounds=(1, 1000))
-    assert len(times["a"]) >= 5
-    monkeypatch.setattr(clock, "unsettled", lambda times: True)
-    begin = clock.time.perf_counter()
-    clock.interleaved({"a": lambda: None, "b": lambda: None}, "cpu", 0.01, rounds=(1, 10**6))
-    assert clock.time.perf_counter() - begin < 1.0  # half as long again as 0.01, and what warms
+
+def test_who_breaks_in_a_later_visit_has_no_time():
+    def make(case, device):
+        calls.append(0)
+        if len(calls) > 1:
+            return lambda **values: 1 / 0
+        return honest(case, device)
+
+    calls = []
+    settings = runner.Settings(seconds=0.002, quick=True, compiles=False, visits=2)
+    pair = [provider("bad", make), provider("good", honest)]
+    found = runner.measure(layer_norm.LAYER_NORM, NORM, "forward", pair, CEILINGS, settings)
+    found.visit()
+    bad, good = found.rows
+    assert bad.status.startswith("failed: ZeroDivisionError") and not bad.timed and math.isnan(bad.ratio)
+    assert good.timed and good.ratio == 1.0
 
 
 def test_counts_by_hand():

@@ -19,25 +19,65 @@ namespace {
 
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-struct Team {
-  int64_t n;
-  TaskFunction function;
-  void* context;
-  std::atomic<int64_t> next{0};
-  std::atomic<int> members{0};
+// Places are shares of the tasks: place p has p, p + places, p + 2 * places and so on.
+constexpr int kMostPlaces = 64;
+
+struct Place {
+  alignas(64) std::atomic<int64_t> next;
 };
 
 thread_local bool inside_task = false;
+thread_local int last_number = 1;
 
+struct Team {
+  Team(int64_t tasks, int threads, TaskFunction task_function, void* its_context)
+      : n(tasks), places(threads < kMostPlaces ? threads : kMostPlaces), function(task_function), context(its_context) {
+    for (int p = 0; p < places; ++p) place[p].next.store(p, std::memory_order_relaxed);
+  }
+
+  // The calling thread is 0; another one takes the number that it had last, if that is free, so that the same call
+  // again finds in each core's caches what the last one left there.
+  int number() {
+    if (caller == &last_number) return 0;
+    int wanted = last_number < places ? last_number : 1;
+    for (int tried = 1; tried < places; ++tried) {
+      const uint64_t bit = uint64_t{1} << wanted;
+      if ((taken.fetch_or(bit, std::memory_order_relaxed) & bit) == 0) return last_number = wanted;
+      wanted = wanted + 1 < places ? wanted + 1 : 1;
+    }
+    return kMostPlaces + more.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  const int64_t n;
+  const int places;
+  const TaskFunction function;
+  void* const context;
+  const int* const caller = &last_number;
+  std::atomic<uint64_t> taken{1};
+  std::atomic<int> more{0};
+  Place place[kMostPlaces];
+};
+
+// The tasks of the thread's own place, then what is left of the others'.
 void work(Team& team) {
-  const int thread = team.members.fetch_add(1, std::memory_order_relaxed);
+  const int thread = team.number();
   const bool outer = inside_task;
   inside_task = true;
-  for (;;) {
-    const int64_t task = team.next.fetch_add(1, std::memory_order_relaxed);
-    if (task >= team.n) break;
-    team.function(team.context, task, thread);
+  for (int i = 0; i < team.places; ++i) {
+    std::atomic<int64_t>& next = team.place[(thread + i) % team.places].next;
+    for (;;) {
+      const int64_t task = next.fetch_add(team.places, std::memory_order_relaxed);
+      if (task >= team.n) break;
+      team.function(team.context, task, thread);
+    }
   }
+  inside_task = outer;
+}
+
+void one_after_another(int64_t n, TaskFunction function, void* context) {
+  const bool outer = inside_task;
+  inside_task = true;
+  for (int64_t task = 0; task < n; ++task) function(context, task, 0);
   inside_task = outer;
 }
 
@@ -165,9 +205,9 @@ int64_t last_level_cache() {
 
 void run_tasks(int64_t n, int threads, TaskFunction function, void* context) {
   if (n <= 0) return;
-  Team team{n, function, context};
   if (threads > n) threads = static_cast<int>(n);
-  if (threads <= 1 || inside_task) return work(team);
+  if (threads <= 1 || inside_task) return one_after_another(n, function, context);
+  Team team(n, threads, function, context);
   if (const GompParallel parallel = openmp.load(std::memory_order_relaxed)) {
     parallel(work_in_openmp, &team, static_cast<unsigned>(threads), 0);
   } else {

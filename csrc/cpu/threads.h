@@ -14,8 +14,9 @@ namespace undivided {
 // A task: its number in [0, n) and the number of the thread that runs it, in [0, threads).
 using TaskFunction = void (*)(void* context, int64_t task, int thread);
 
-// Runs function(context, task, thread) for every task in [0, n) on at most `threads` threads. Tasks are handed out
-// in rising order, as threads come free. A call from inside a task runs serially. Tasks must not throw.
+// Runs function(context, task, thread) for every task in [0, n) on at most `threads` threads. Each thread begins with
+// every threads-th task, the same ones in every call, in rising order, and then helps the others with theirs. A call
+// from inside a task runs serially. Tasks must not throw.
 void run_tasks(int64_t n, int threads, TaskFunction function, void* context);
 
 // The address of GOMP_parallel, or null for our own pool. Ignored in a child after fork.

@@ -31,6 +31,7 @@ what to do:
 # device: (seconds of samples a case, seconds an op) in full and quick. Time on a GPU is scarce, and its events spread
 # little: five samples tell what seven times as many do.
 USUAL = {"cpu": ((2.0, math.inf), (0.2, math.inf)), "cuda": ((0.2, 150.0), (0.1, 12.0))}
+VISITS = 4  # of each case in a quick run on a CPU: its inputs are small enough to stay
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +96,7 @@ def time_ops(args: argparse.Namespace) -> int:
             f"--case {args.case[0]!r}: some of the cases would take the place of all; say where by --out"
         )
     compiles = not args.quick if args.compile is None else args.compile
+    visits = VISITS if args.quick and device == "cpu" and not args.gate else 1
     files = Files(args.out, device_name(device), args.quick)
     files.check()  # before an hour of measuring, not after it
     console = Console(stderr=True)
@@ -111,7 +113,7 @@ def time_ops(args: argparse.Namespace) -> int:
             ops,
             device,
             backends,
-            Settings(seconds, args.quick, compiles, budget, timed=not args.gate),
+            Settings(seconds, args.quick, compiles, budget, timed=not args.gate, visits=visits),
             progress=reporter(progress, console.is_terminal),
             finished=files.save,
             measured=files.keep,
