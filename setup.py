@@ -34,7 +34,7 @@ COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hi
 KERNEL = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 # GCC 12 warns about its own _mm512_undefined_ps
 KERNEL += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-BINDING = ["-O1"]  # pybind11 gains nothing from more, and takes several times as long
+BINDING = ["-O2", "-DNDEBUG"]
 # For `build_ext --sanitize=...`, which tests/sanitize.sh uses.
 SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],

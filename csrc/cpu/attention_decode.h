@@ -6,6 +6,7 @@
 #include "attention_cache.h"
 #include "attention_softmax.h"
 #include "decode_sums.h"
+#include "processor.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 
@@ -16,6 +17,15 @@ constexpr int kMostRows = 16;   // rows at a time
 constexpr int64_t kTasks = 32;       // are enough
 constexpr int64_t kLeastKeys = 256;  // of a part
 
+// More bytes than this are read in memory's own order: what the last cache holds. Intel's is shared by a whole socket
+// and hardly faster than memory: there it pays from 6 MB on where a head's key is two lines, 1.1 to 1.5 times, and
+// from 24 MB on where it is longer, up to 1.2 times; below it costs up to a tenth.
+inline int64_t bytes_that_are_near(int64_t bytes_of_a_key) {
+  static const bool shared = made_by_intel();
+  if (!shared) return 4 * streaming_bytes();
+  return bytes_of_a_key <= 128 ? int64_t{6} << 20 : int64_t{24} << 20;
+}
+
 template <class T, class Word>
 struct DecodePlan {
   int64_t group, rows;    // query heads of a key head, and rows of a key head
@@ -25,9 +35,8 @@ struct DecodePlan {
   int64_t keys;           // of a block
   // Values are brought into the second-level cache while the scores of the same keys are made, the keys of the next
   // block while values are summed up: 1.1 to 1.5 times as fast where they lie in memory or the third-level cache, as
-  // they do once a model's other layers have run, 0.93 to 1.08 where they lie in the second. More than the last cache
-  // holds is read in its own order: all heads of a key, then the next key; a block is small then, so that all of its
-  // heads find room.
+  // they do once a model's other layers have run, 0.93 to 1.08 where they lie in the second. What lies far away is read
+  // in its own order: all heads of a key, then the next key; a block is small then, so that all of its heads find room.
   bool bring, from_memory;
 
   explicit DecodePlan(const AttentionCall& call)
@@ -37,7 +46,7 @@ struct DecodePlan {
     const int64_t of_a_key = call.nheads_kv * (call.head_dim + call.head_dim_v) * size_of(call.dtype);
     const int64_t all = batch * call.seqlen_k * of_a_key;
     bring = all > (512 << 10);
-    from_memory = all > 4 * streaming_bytes();
+    from_memory = all > bytes_that_are_near(call.head_dim * size_of(call.dtype));
     keys = from_memory ? kMostKeys / 4 : bring ? kMostKeys / 2 : kMostKeys;
     heads = from_memory ? larger(call.nheads_kv * batch * most_parts / kTasks, 1) : 1;
     heads = smaller(heads, call.nheads_kv);

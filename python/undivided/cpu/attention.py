@@ -37,9 +37,9 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, **words: Any) -> tuple[Te
         out: like q with head_dim_v, contiguous. lse: float32 (batch, nheads, seqlen_q), packed (nheads, total).
     """
     call = describe(q, k, v, **words)
-    out = torch.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
-    shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else (q.shape[0], q.shape[2], q.shape[1])
-    lse = torch.empty(shape, dtype=torch.float32)
+    *batch, seqlen_q, nheads, _ = q.shape
+    out = torch.empty(*batch, seqlen_q, nheads, v.shape[-1], dtype=q.dtype)
+    lse = torch.empty(*batch, nheads, seqlen_q, dtype=torch.float32)
     if call.packed_rows is not None:  # rows that belong to no sequence
         out[call.packed_rows :] = 0
         lse[:, call.packed_rows :] = -torch.inf
@@ -47,8 +47,8 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, **words: Any) -> tuple[Te
         **call.words,
         out=rows(out),
         lse=lse.data_ptr(),
-        lse_b=0 if q.dim() == 3 else lse.stride(0),
-        lse_h=lse.stride(-2),
+        lse_b=nheads * seqlen_q if batch else 0,
+        lse_h=seqlen_q,
         in_tiles=invariant(),
     )
     return out, lse

@@ -71,8 +71,10 @@ def describe(
 ) -> Call:  # fmt: skip
     """The keywords are those of `attention_forward`."""
     packed = cu_seqlens_q is not None
-    seqlen_q = int(max_seqlen_q or 0) if packed else q.shape[1]
-    seqlen_k = int(max_seqlen_k or 0) if packed else k.shape[1]
+    *batch, seqlen_q, nheads, head_dim = q.shape
+    *_, seqlen_k, nheads_kv, head_dim_v = v.shape
+    if packed:
+        seqlen_q, seqlen_k = int(max_seqlen_q or 0), int(max_seqlen_k or 0)
     keep: list[Tensor] = []
 
     def hold(x: Tensor) -> int:
@@ -84,11 +86,11 @@ def describe(
         k=rows(k),
         v=rows(v),
         dtype=DTYPES[q.dtype],
-        batch=q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1,
-        nheads=q.shape[-2],
-        nheads_kv=k.shape[-2],
-        head_dim=q.shape[-1],
-        head_dim_v=v.shape[-1],
+        batch=batch[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1,
+        nheads=nheads,
+        nheads_kv=nheads_kv,
+        head_dim=head_dim,
+        head_dim_v=head_dim_v,
         seqlen_q=seqlen_q,
         seqlen_k=seqlen_k,
         scale=float(scale),

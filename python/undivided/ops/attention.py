@@ -12,7 +12,7 @@ from ..dispatch import AttentionCall, Backend, choose
 from ..reference import ALiBi, RelativeBias
 from . import attention_checks as checks
 from .attention_autograd import apply
-from .attention_plain import Numbers, Tensors
+from .attention_plain import Numbers, Tensors, wants_gradient
 from .attention_rotary import turned
 from .attention_table import ATTENTION
 from .checks import autocast_to, is_flag, last_contiguous
@@ -222,21 +222,21 @@ def _seed(dropout_p: float, seed: int | None, like: Tensor) -> tuple[int, Tensor
 
 def describe(tensors: Tensors, numbers: Numbers, return_lse: bool, rotary: bool = False) -> AttentionCall:
     """The plain data on which the choice of a backend rests."""
-    q, k, v = tensors.q, tensors.k, tensors.v
+    q, v = tensors.q, tensors.v
     packed = tensors.cu_seqlens_q is not None
-    grad = torch.is_grad_enabled()
-    others = (tensors.bias, tensors.relative_table, tensors.sinks)
-    bias_needs_grad = grad and any(value is not None and value.requires_grad for value in others)
+    *batch, seqlen_q, nheads, head_dim = q.shape
+    *_, seqlen_k, nheads_kv, head_dim_v = v.shape
+    needs_grad, bias_needs_grad = wants_gradient(tensors)
     return AttentionCall(
         q.device.type,
         str(q.dtype).removeprefix("torch."),
-        batch=0 if packed else q.shape[0],
-        seqlen_q=q.shape[-3],
-        seqlen_k=k.shape[-3],
-        nheads=q.shape[-2],
-        nheads_kv=k.shape[-2],
-        head_dim=q.shape[-1],
-        head_dim_v=v.shape[-1],
+        0 if packed else batch[0],
+        seqlen_q,
+        seqlen_k,
+        nheads,
+        nheads_kv,
+        head_dim,
+        head_dim_v,
         packed=packed,
         window=(numbers.left, numbers.right),
         query_offset="tensor" if tensors.offsets is not None else None if numbers.offset is None else "int",
@@ -249,7 +249,7 @@ def describe(tensors: Tensors, numbers: Numbers, return_lse: bool, rotary: bool 
         dropout=numbers.dropout_p > 0,
         rotary=rotary,
         return_lse=return_lse,
-        needs_grad=bias_needs_grad or grad and (q.requires_grad or k.requires_grad or v.requires_grad),
+        needs_grad=needs_grad,
         bias_needs_grad=bias_needs_grad,
         max_distance=numbers.max_distance,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import load
-from .attention_plain import Numbers, Tensors, empty_outputs, launcher_keywords
+from .attention_plain import Numbers, Tensors, empty_outputs, launcher_keywords, wants_gradient
 from .derivatives import first_derivatives_only, refuse_transforms
 from .registration import by_registered_op, register, register_gradient
 
@@ -144,8 +144,6 @@ def apply(module: str, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tens
     if by_registered_op(tensors.q):
         return torch.ops.undivided.attention_forward(module, *tensors, *numbers)
     refuse_transforms("attention", *tensors)
-    if torch.is_grad_enabled() and any(
-        getattr(tensors, name) is not None and getattr(tensors, name).requires_grad for name in TRAINABLE
-    ):
+    if wants_gradient(tensors)[0]:
         return AttentionFunction.apply(module, numbers, *tensors)
     return run_forward(module, tensors, numbers)

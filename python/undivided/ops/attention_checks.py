@@ -33,20 +33,24 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, dims: int) -> None:
         is_float(name, value)
         if value.dim() != dims:
             raise ValueError(f"{name} has {value.dim()} dimensions {tuple(value.shape)}, expected {dims}: {words}")
-        same_dtype("q", q, name, value)
-        same_device("q", q, name, value)
-    if dims == 4 and not q.shape[0] == k.shape[0] == v.shape[0]:
-        raise ValueError(f"batch differs: q {q.shape[0]}, k {k.shape[0]}, v {v.shape[0]}")
-    if k.shape[-3] != v.shape[-3] or k.shape[-2] != v.shape[-2]:
+        if value is not q:
+            same_dtype("q", q, name, value)
+            same_device("q", q, name, value)
+    *batch, _, nheads, head_dim = q.shape
+    *batch_k, seqlen_k, nheads_kv, head_dim_k = k.shape
+    *batch_v, seqlen_v, nheads_v, head_dim_v = v.shape
+    if dims == 4 and not batch == batch_k == batch_v:
+        raise ValueError(f"batch differs: q {batch[0]}, k {batch_k[0]}, v {batch_v[0]}")
+    if seqlen_k != seqlen_v or nheads_kv != nheads_v:
         raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} differ in seqlen or nheads")
-    if q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"head_dim differs: q {q.shape[-1]}, k {k.shape[-1]}")
-    if q.shape[-2] == 0 or k.shape[-2] == 0:
-        raise ValueError(f"nheads {q.shape[-2]} and nheads_kv {k.shape[-2]} must be at least 1")
-    if q.shape[-2] % k.shape[-2] != 0:
-        raise ValueError(f"nheads {q.shape[-2]} is not a multiple of nheads_kv {k.shape[-2]}")
-    if q.shape[-1] == 0 or v.shape[-1] == 0:
-        raise ValueError(f"head_dim {q.shape[-1]} and head_dim_v {v.shape[-1]} must be at least 1")
+    if head_dim != head_dim_k:
+        raise ValueError(f"head_dim differs: q {head_dim}, k {head_dim_k}")
+    if nheads == 0 or nheads_kv == 0:
+        raise ValueError(f"nheads {nheads} and nheads_kv {nheads_kv} must be at least 1")
+    if nheads % nheads_kv != 0:
+        raise ValueError(f"nheads {nheads} is not a multiple of nheads_kv {nheads_kv}")
+    if head_dim == 0 or head_dim_v == 0:
+        raise ValueError(f"head_dim {head_dim} and head_dim_v {head_dim_v} must be at least 1")
 
 
 def check_lengths(name: str, lengths: Tensor | None, batch: int, limit: int, like: Tensor) -> Tensor | None:

@@ -46,6 +46,18 @@ class Numbers(NamedTuple):
     max_seqlen_k: int | None = None
 
 
+def wants_gradient(t: Tensors) -> tuple[bool, bool]:
+    """Whether any tensor does, and whether one of bias, table and sinks does."""
+    if not torch.is_grad_enabled():
+        return False, False
+    others = (
+        (t.bias is not None and t.bias.requires_grad)
+        or (t.relative_table is not None and t.relative_table.requires_grad)
+        or (t.sinks is not None and t.sinks.requires_grad)
+    )
+    return others or t.q.requires_grad or t.k.requires_grad or t.v.requires_grad, others
+
+
 def launcher_keywords(tensors: Tensors, numbers: Numbers) -> dict[str, Any]:
     """The keywords that every backend's launchers take, only those that are in use."""
     words: dict[str, Any] = {"scale": numbers.scale, "window": (numbers.left, numbers.right)}
@@ -57,15 +69,20 @@ def launcher_keywords(tensors: Tensors, numbers: Numbers) -> dict[str, Any]:
             max_seqlen_k=numbers.max_seqlen_k,
         )
     else:
-        shape = (tensors.q.shape[0], tensors.q.shape[2], tensors.q.shape[1], tensors.k.shape[1])
-        for name in ("bias", "mask"):
-            value = getattr(tensors, name)
-            if value is not None:
-                words[name] = value.expand(shape)
-    for name in ("key_lengths", "query_lengths", "sinks", "alibi_slopes"):
-        value = getattr(tensors, name)
-        if value is not None:
-            words[name] = value
+        batch, seqlen_q, nheads, _ = tensors.q.shape
+        shape = (batch, nheads, seqlen_q, tensors.k.shape[1])
+        if tensors.bias is not None:
+            words["bias"] = tensors.bias.expand(shape)
+        if tensors.mask is not None:
+            words["mask"] = tensors.mask.expand(shape)
+    if tensors.key_lengths is not None:
+        words["key_lengths"] = tensors.key_lengths
+    if tensors.query_lengths is not None:
+        words["query_lengths"] = tensors.query_lengths
+    if tensors.sinks is not None:
+        words["sinks"] = tensors.sinks
+    if tensors.alibi_slopes is not None:
+        words["alibi_slopes"] = tensors.alibi_slopes
     if tensors.relative_table is not None:
         words.update(
             relative_table=tensors.relative_table,

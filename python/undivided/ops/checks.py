@@ -71,7 +71,7 @@ def same_device(first: str, value: Tensor, second: str, other: Tensor) -> None:
 
 
 def has_shape(name: str, value: Tensor, shape: tuple[int, ...], words: str) -> None:
-    if tuple(value.shape) != tuple(shape):
+    if value.shape != shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {words} = {tuple(shape)}")
 
 

@@ -14,13 +14,14 @@ def check_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     is_float("x", x)
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., columns) with at least one column")
+    columns = x.shape[-1:]
     is_number("eps", eps)
     if not eps >= 0:
         raise ValueError(f"eps = {eps} must be at least 0")
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:
             is_float(name, value)
-            has_shape(name, value, (x.shape[-1],), "(columns,)")
+            has_shape(name, value, columns, "(columns,)")
             same_device("x", x, name, value)
     if bias is not None and weight is None:
         raise ValueError("bias is given without weight; allowed: both, weight alone, or neither")
@@ -49,13 +50,14 @@ def kernel_weight(weight: Tensor | None) -> Tensor | None:
 
 
 def describe(x: Tensor, residual: Tensor | None, needs_grad: bool) -> NormCall:
+    columns = x.shape[-1]
     return NormCall(
-        device=x.device.type,
-        dtype=str(x.dtype).removeprefix("torch."),
-        rows=x.numel() // x.shape[-1],
-        columns=x.shape[-1],
-        residual=residual is not None,
-        needs_grad=needs_grad,
+        x.device.type,
+        str(x.dtype).removeprefix("torch."),
+        x.numel() // columns,
+        columns,
+        residual is not None,
+        needs_grad,
     )
 
 
