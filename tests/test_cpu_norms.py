@@ -109,6 +109,21 @@ def test_same_bits_on_any_number_of_threads(dtype):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_more_threads_than_shares_of_the_tasks():
+    """Tasks are dealt out to 64 shares at most; nothing may be left out or done twice."""
+    x, weight, bias = torch.randn(6400, 512), torch.randn(512), torch.randn(512)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 70, 64, 65):
+            torch.set_num_threads(threads)
+            results.append(layer_norm_forward(x, weight, bias, x, 1e-5))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def test_streaming_stores_give_the_same_bits():
     """Outputs of more than 24 MiB take another store instruction."""
     x = torch.randn(6400, 1024, generator=torch.Generator().manual_seed(2))

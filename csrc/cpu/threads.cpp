@@ -27,7 +27,7 @@ struct Place {
 };
 
 thread_local bool inside_task = false;
-thread_local int last_number = 1;
+thread_local int last_place = 1;
 
 struct Team {
   Team(int64_t tasks, int threads, TaskFunction task_function, void* its_context)
@@ -35,40 +35,39 @@ struct Team {
     for (int p = 0; p < places; ++p) place[p].next.store(p, std::memory_order_relaxed);
   }
 
-  // The calling thread is 0; another one takes the number that it had last, if that is free, so that the same call
-  // again finds in each core's caches what the last one left there.
-  int number() {
-    if (caller == &last_number) return 0;
-    int wanted = last_number < places ? last_number : 1;
+  // Where the thread begins. The calling one has place 0; another one begins where it did last, if nobody does, so that
+  // the same call again finds in each core's caches what the last one left there.
+  int first_place() {
+    if (caller == &last_place) return 0;
+    int wanted = last_place < places ? last_place : 1;
     for (int tried = 1; tried < places; ++tried) {
       const uint64_t bit = uint64_t{1} << wanted;
-      if ((taken.fetch_or(bit, std::memory_order_relaxed) & bit) == 0) return last_number = wanted;
+      if ((taken.fetch_or(bit, std::memory_order_relaxed) & bit) == 0) break;
       wanted = wanted + 1 < places ? wanted + 1 : 1;
     }
-    return kMostPlaces + more.fetch_add(1, std::memory_order_relaxed);
+    return last_place = wanted;
   }
 
   const int64_t n;
   const int places;
   const TaskFunction function;
   void* const context;
-  const int* const caller = &last_number;
+  const int* const caller = &last_place;
   std::atomic<uint64_t> taken{1};
-  std::atomic<int> more{0};
   Place place[kMostPlaces];
 };
 
 // The tasks of the thread's own place, then what is left of the others'.
 void work(Team& team) {
-  const int thread = team.number();
+  const int first = team.first_place();
   const bool outer = inside_task;
   inside_task = true;
   for (int i = 0; i < team.places; ++i) {
-    std::atomic<int64_t>& next = team.place[(thread + i) % team.places].next;
+    std::atomic<int64_t>& next = team.place[(first + i) % team.places].next;
     for (;;) {
       const int64_t task = next.fetch_add(team.places, std::memory_order_relaxed);
       if (task >= team.n) break;
-      team.function(team.context, task, thread);
+      team.function(team.context, task);
     }
   }
   inside_task = outer;
@@ -77,7 +76,7 @@ void work(Team& team) {
 void one_after_another(int64_t n, TaskFunction function, void* context) {
   const bool outer = inside_task;
   inside_task = true;
-  for (int64_t task = 0; task < n; ++task) function(context, task, 0);
+  for (int64_t task = 0; task < n; ++task) function(context, task);
   inside_task = outer;
 }
 

@@ -11,10 +11,10 @@
 
 namespace undivided {
 
-// A task: its number in [0, n) and the number of the thread that runs it, in [0, threads).
-using TaskFunction = void (*)(void* context, int64_t task, int thread);
+// A task, by its number in [0, n).
+using TaskFunction = void (*)(void* context, int64_t task);
 
-// Runs function(context, task, thread) for every task in [0, n) on at most `threads` threads. Each thread begins with
+// Runs function(context, task) for every task in [0, n) on at most `threads` threads. Each thread begins with
 // every threads-th task, the same ones in every call, in rising order, and then helps the others with theirs. A call
 // from inside a task runs serially. Tasks must not throw.
 void run_tasks(int64_t n, int threads, TaskFunction function, void* context);
@@ -33,16 +33,11 @@ void* scratch(size_t bytes, int slot);
 // together fill the last-level cache. Measured on Zen 4 (32 MiB): norms of 8 MiB and more gain 1.2 to 1.5 times.
 int64_t streaming_bytes();
 
-// fn(task) or fn(task, thread).
+// fn(task).
 template <class Function>
 inline void parallel_for(int64_t n, int threads, Function&& fn) {
-  auto call = [](void* context, int64_t task, int thread) {
-    auto& function = *static_cast<typename std::remove_reference<Function>::type*>(context);
-    if constexpr (std::is_invocable_v<decltype(function), int64_t, int>) {
-      function(task, thread);
-    } else {
-      function(task);
-    }
+  auto call = [](void* context, int64_t task) {
+    (*static_cast<typename std::remove_reference<Function>::type*>(context))(task);
   };
   run_tasks(n, threads, call, const_cast<void*>(static_cast<const void*>(&fn)));
 }

@@ -30,7 +30,7 @@ what to do:
 
 # device: (seconds of samples a case, seconds an op) in full and quick. Time on a GPU is scarce, and its events spread
 # little: five samples tell what seven times as many do.
-USUAL = {"cpu": ((2.0, math.inf), (0.2, math.inf)), "cuda": ((0.2, 150.0), (0.1, 12.0))}
+USUAL = {"cpu": ((2.0, math.inf), (0.3, math.inf)), "cuda": ((0.2, 150.0), (0.1, 12.0))}
 VISITS = 4  # of each case in a quick run on a CPU: its inputs are small enough to stay
 
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only cases with TEXT in their name; may be repeated; needs --out",
     )  # fmt: skip
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help="of samples for each case (default 2, quick 0.2; GPU 0.2, 0.1)"
+        "--seconds", type=float, metavar="S", help="of samples for each case (default 2, quick 0.3; GPU 0.2, 0.1)"
     )
     parser.add_argument(
         "--budget",
