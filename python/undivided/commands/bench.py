@@ -31,7 +31,7 @@ what to do:
 # device: (seconds of samples a case, seconds an op) in full and quick. Time on a GPU is scarce, and its events spread
 # little: five samples tell what seven times as many do.
 USUAL = {"cpu": ((2.0, math.inf), (0.3, math.inf)), "cuda": ((0.2, 150.0), (0.1, 12.0))}
-VISITS = 4  # of each case in a quick run on a CPU: its inputs are small enough to stay
+VISITS = 6  # of each case in a quick run on a CPU: its inputs are small enough to stay
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
