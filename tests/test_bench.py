@@ -113,7 +113,7 @@ def runner_work(operations, moved):
     return Work(operations, moved)
 
 
-def test_samples_are_interleaved_and_each_round_starts_elsewhere():
+def test_samples_are_interleaved_and_each_round_has_its_own_order():
     from undivided.benchmarks.clock import SHORTEST_SAMPLE, interleaved
 
     order = []
@@ -124,10 +124,17 @@ def test_samples_are_interleaved_and_each_round_starts_elsewhere():
         order.append(name)
         time.sleep(2 * SHORTEST_SAMPLE)  # long enough that a sample is one call
 
-    times = interleaved({"a": lambda: note("a"), "b": lambda: note("b")}, "cpu", 0.0, rounds=(3, 3))
-    assert [len(taken) for taken in times.values()] == [3, 3]
-    # two calls of each to see how long they take, then three rounds; a call before each sample warms the caches
-    assert order == [*"aabb", *"aabb", *"bbaa", *"aabb"]
+    functions = {name: lambda name=name: note(name) for name in "abc"}
+    times = interleaved(functions, "cpu", 0.0, rounds=(12, 12))
+    assert [len(taken) for taken in times.values()] == [3, 3, 3]  # a round takes longer than all should
+    times = interleaved(functions, "cpu", 1.0, rounds=(12, 12))
+    assert [len(taken) for taken in times.values()] == [12, 12, 12]
+    # two calls of each to see how long they take, then the rounds; a call before each sample warms the caches
+    order = order[-(6 + 12 * 6) :]
+    assert order[:6] == [*"aabbcc"]
+    rounds = ["".join(order[start : start + 6]) for start in range(6, len(order), 6)]
+    assert {"".join(sorted(one)) for one in rounds} == {"aabbcc"} and len(set(rounds)) >= 4
+    assert all(one[::2] == one[1::2] for one in rounds)
     assert all(sample >= 2 * SHORTEST_SAMPLE for taken in times.values() for sample in taken)
 
 
