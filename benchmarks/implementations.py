@@ -63,6 +63,7 @@ def on_torch(compiles: bool = False) -> Implementation:
         rms_norm=rms_norm,
         feed_forward=feed_forward,
         rotary=turned,
+        linear=F.linear,
     )
 
     def opened() -> AbstractContextManager[None]:

@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from undivided.ops import checks, registration
-from undivided.ops import linear as linear_op
 from undivided.products import product
 from undivided.transformer.embedding import Embedding
 
@@ -136,7 +135,7 @@ def as_on_a_gpu(recording: Recording) -> Iterator[None]:
                     if getattr(module, word, None) is function:
                         patch.setattr(module, word, lambda value, word=word: word == "by_registered_op")
         patch.setattr(sys.modules["undivided.reference.attention"], "may_look", lambda value: False, raising=False)
-        patch.setattr(linear_op, "product", torch.ops.graph_on_cpu.product)
+        patch.setattr(sys.modules["undivided.ops.linear"], "product", torch.ops.graph_on_cpu.product)
         patch.setattr(Embedding, "forward", lambda self, ids: nn.Embedding.forward(self, ids) * self.scale)
         for word in OUTSIDE:
             patch.setattr(Tensor, word, guarded(recording, word), raising=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -144,6 +145,23 @@ def test_training_step(dtype, positions):
     names = ("undivided packed", "undivided auto", "undivided reference", "torch")
     assert timed(rows) >= {(name, "step") for name in names}
     assert rows[0].items == sum(lengths.batch("verses", 2)) + sum(lengths.batch("plain verses", 2))
+
+
+def test_the_model_on_plain_torch_calls_nothing_of_ours(monkeypatch):
+    _C = pytest.importorskip("undivided._C", reason="the compiled extension is not built")
+
+    def ours(*values):
+        raise AssertionError("a kernel or a product of ours ran")
+
+    for name in ("product", "widened"):
+        monkeypatch.setattr(sys.modules["undivided.ops.linear"], name, ours)
+    for name in dir(_C):
+        if "forward" in name or "backward" in name or name in ("linear", "attention_decode"):
+            monkeypatch.setattr(_C, name, ours)
+    training_step.build(on_torch(), training_step.Case(2, 1, 32, 2, 64, "float32"), "step", "cpu")()
+    generation.build(on_torch(), generation.Case(1, 2, 1, 16, 2, 32, "float32"), "tokens", "cpu")()
+    with pytest.raises(AssertionError, match="of ours ran"):
+        generation.build(on_backend("auto"), generation.Case(1, 2, 1, 16, 2, 32, "float32"), "tokens", "cpu")()
 
 
 def test_training_step_leaves_the_weights_as_they_are():

@@ -119,7 +119,8 @@ def widened(x: Tensor, w: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Te
 
 
 def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (rows, k), w (n, k), bias (n,) or None, of one dtype -> (rows, n); any strides, no gradient."""
+    """x (rows, k), w (n, k), bias (n,) or None, of one dtype -> (rows, n); any strides, no gradient. Where by_few_rows
+    takes it x may be (..., k)."""
     if by_few_rows(x, w):
         few = few_rows()
         assert few is not None

@@ -12,21 +12,21 @@ MOST_ROWS = 16  # at a time, of csrc/cpu/linear.h
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (rows, k), w (n, k), rows contiguous, bias (n,) or None -> (rows, n), of one dtype.
+    """x (..., k), w (n, k), rows contiguous, bias (n,) or None -> (..., n), of one dtype.
 
     More than MOST_ROWS rows are taken in parts.
     """
     x = x.contiguous()
     bias = None if bias is None else bias.contiguous()
-    rows, columns = x.shape
+    *shape, columns = x.shape
     outputs = w.shape[0]
-    y = x.new_empty(rows, outputs)
+    y = x.new_empty(*shape, outputs)
     _C.linear(
         x.data_ptr(),
         w.data_ptr(),
         address(bias),
         y.data_ptr(),
-        rows,
+        x.numel() // columns,
         columns,
         outputs,
         w.stride(0),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..products import FLOATS, MOST_WIDENED, by_few_rows, by_onednn, by_widening, product, widened
+from ..reference.precision import autocasting
 
 PLAIN = (Tensor, torch.nn.Parameter)  # a subclass, such as a sharded tensor, has its own rules for torch's op alone
 
@@ -56,7 +57,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     widened: then the weights are not rounded first. Under torch.compile and torch.func it is torch's own.
     Raises: what torch's raises.
     """
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = autocasting(x)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     if (
         type(x) not in PLAIN
@@ -68,14 +69,20 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         or x.shape[-1] != w.shape[1]
         or x.device != w.device
         or torch.compiler.is_compiling()
-        or not (by_widening(x, w, dtype) or (not autocast and (by_few_rows(x, w) or by_onednn(x, w))))
+        or not (
+            (few := not autocast and by_few_rows(x, w))
+            or by_widening(x, w, dtype)
+            or (not autocast and by_onednn(x, w))
+        )
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     ):
         return F.linear(x, w, bias)
+    if few and not torch.is_grad_enabled():
+        return product(x, w, bias)
     rows = x.flatten(0, -2) if x.dim() != 2 else x
     if torch.is_grad_enabled():
         out: Tensor = Linear.apply(rows, w, bias, dtype)  # type: ignore[no-untyped-call]
     else:
         out = _product(rows, w, bias, dtype)
-    return out if x.dim() == 2 else out.unflatten(0, x.shape[:-1])
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], -1)

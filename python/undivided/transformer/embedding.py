@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops.linear import linear
+from .. import ops
 from .checks import check_ids
 
 
@@ -37,4 +37,4 @@ class Head(nn.Module):
     """Logits (..., vocabulary) from x (..., d_model), by the embedding's own table (vocabulary, d_model)."""
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        return linear(x, table)
+        return ops.linear(x, table)
