@@ -29,12 +29,12 @@ def device_name(kind: str) -> str:
 
 @cache
 def commit() -> str:
-    """The commit that is measured, with a + when files differ from it; "" outside a checkout."""
+    """The commit that is measured, with a + when files differ from it, other than results; "" outside a checkout."""
     if checkout() is None:
         return ""
     try:
         head = _git("rev-parse", "--short", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":/!benchmarks/results") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 
