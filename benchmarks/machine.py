@@ -34,7 +34,9 @@ def commit() -> str:
         return ""
     try:
         head = _git("rev-parse", "--short", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":/!benchmarks/results") else "")
+        return head + (
+            "+" if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":/!benchmarks/results") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
 
