@@ -193,7 +193,7 @@ def fill(rows: list[Row], times: dict[str, list[float]], op: Op, case: Any, mode
     floor, name = ceilings.floor(work, case.dtype)
     for row in rows:
         row.operations, row.bytes, row.items = work.operations, work.bytes, work.items
-        row.copy, row.matmul = ceilings.copy(work.bytes), ceilings.matmul[case.dtype]
+        row.copy, row.matmul, row.ratio = ceilings.copy(work.bytes), ceilings.matmul[case.dtype], math.nan
         taken = times.get(row.provider)
         if taken:
             row.median, row.repeats = statistics.median(taken), len(taken)

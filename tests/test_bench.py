@@ -197,12 +197,13 @@ def test_who_breaks_in_a_later_visit_has_no_time():
 
     calls = []
     settings = runner.Settings(seconds=0.002, quick=True, compiles=False, visits=2)
-    pair = [provider("bad", make), provider("good", honest)]
+    pair = [provider("bad", make), provider("good", honest, "cpu")]
     found = runner.measure(layer_norm.LAYER_NORM, NORM, "forward", pair, CEILINGS, settings)
+    assert found.rows[1].ratio > 0
     found.visit()
     bad, good = found.rows
     assert bad.status.startswith("failed: ZeroDivisionError") and not bad.timed and math.isnan(bad.ratio)
-    assert good.timed and good.ratio == 1.0
+    assert good.timed and math.isnan(good.ratio)  # nobody is left to compare it with
 
 
 def test_counts_by_hand():

@@ -51,7 +51,7 @@ def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 1,000 updates, for all tests that only read it."""
     out = tmp_path_factory.mktemp("trained") / "run"
     command = ["train", "g2p", "--out", str(out), "--steps", "1000", "--evaluations", "2", "--device", "cpu"]
-    assert main([*command, *SMALL, "--lr", "1e-2", "--quiet", "--debug"]) == 0
+    assert main([*command, *SMALL, "--lr", "5e-3", "--quiet", "--debug"]) == 0
     return out
 
 
@@ -59,7 +59,7 @@ def test_training_learns_to_spell(trained, capsys):
     assert main(["evaluate", str(trained), "--json", "--device", "cpu"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["words"] == 100 and report["wer"] < 30
-    assert report["per"] < 60  # a few answers that do not end have more phonemes than all the others
+    assert report["per"] < 40  # an answer that does not end has more phonemes than ten others
     assert report["trained"]["split"] == g2p.PUBLISHED_SPLIT
     kinds = [record["kind"] for record in read_log(trained / "log.jsonl")]
     assert kinds.count("dev") == 2 and "train" in kinds
