@@ -1,5 +1,6 @@
 """Settings that must hold before anything imports Triton or the package."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -32,6 +33,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from undivided import _C
 
         metafunc.parametrize("variant", _C.variants(), indirect=True)
+
+
+@pytest.fixture(scope="module")
+def little_to_collect() -> Iterator[None]:
+    """Measurements collect garbage before each sample and would walk through the modules of all other tests."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 ONE_CODE = ("avx512_bf16", "avx512_bf16_dots")  # for all but bfloat16

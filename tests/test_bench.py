@@ -16,6 +16,7 @@ from undivided.benchmarks.ceilings import Ceilings
 from undivided.benchmarks.op import Absent, Provider
 from undivided.commands.bench_files import Files
 
+pytestmark = pytest.mark.usefixtures("little_to_collect")
 CEILINGS = Ceilings("cpu", "a test", {2**20: 1e10}, {"float32": 1e11, "bfloat16": 2e11})
 SETTINGS = runner.Settings(seconds=0.001, quick=True, compiles=False)
 NORM = layer_norm.Case("layer_norm", 16, 32, "float32")

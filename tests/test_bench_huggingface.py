@@ -12,6 +12,7 @@ from undivided.benchmarks import huggingface, lengths, runner
 from undivided.benchmarks.ceilings import Ceilings
 from undivided.benchmarks.huggingface_models import operations, text
 
+pytestmark = pytest.mark.usefixtures("little_to_collect")
 CEILINGS = Ceilings("cpu", "a test", {2**20: 1e10}, {"float32": 1e11, "bfloat16": 2e11})
 SETTINGS = runner.Settings(seconds=0.001, quick=True, compiles=False)
 NAMES = {"transformers eager", "transformers sdpa", "undivided auto"}

@@ -28,6 +28,7 @@ from undivided.benchmarks.implementations import on_backend, on_torch
 from undivided.benchmarks.memory import CLEAR, keep_freed_memory, peak_memory
 from undivided.benchmarks.op import Provider
 
+pytestmark = pytest.mark.usefixtures("little_to_collect")
 CEILINGS = Ceilings("cpu", "a test", {2**20: 1e10}, {"float32": 1e11, "bfloat16": 2e11})
 SETTINGS = runner.Settings(seconds=0.001, quick=True, compiles=False)
 
