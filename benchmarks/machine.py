@@ -34,9 +34,8 @@ def commit() -> str:
         return ""
     try:
         head = _git("rev-parse", "--short", "HEAD")
-        return head + (
-            "+" if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":/!benchmarks/results") else ""
-        )
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":/!benchmarks/results")
+        return f"{head}+" if changed else head
     except (OSError, subprocess.CalledProcessError):
         return ""
 

@@ -152,9 +152,8 @@ def test_every_visit_adds_samples_of_inputs_of_its_own():
 
         return function
 
-    settings = runner.Settings(seconds=0.003, quick=True, compiles=False, visits=3)
+    settings = runner.Settings(seconds=0.003, quick=True, compiles=True, visits=3)
     jobs = [provider("a", make), Provider("compiles", "1", make, compiles=True)]
-    settings = replace(settings, compiles=True)
     others = [layer_norm.Case("layer_norm", rows, 32, "float32") for rows in (17, 18)]
     found = runner.measure(layer_norm.LAYER_NORM, NORM, "forward", jobs, CEILINGS, settings)
     first = [row.repeats for row in found.rows]

@@ -3,7 +3,7 @@
 With up to 16 rows a product is bound by reading the weight: the kernel in `csrc/cpu/linear.cpp` reads it as fast as
 memory gives it. Measured on two threads of Zen 4, 512 x 512 to 768 x 3072 weights: 1.5 to 6 times as fast as MKL in
 float32, 1.3 to 4.5 times as oneDNN in bfloat16; an output layer of 32,000 symbols 2.5 to 4.7 and 1.2 to 1.8 times.
-On Emerald Rapids, whose MKL reads one to three rows as fast: 1.0 to 1.2 times in float32 where the weight is not in the
+On Emerald Rapids, whose MKL reads one to three rows as fast: 0.9 to 1.2 times in float32 where the weight is not in the
 second-level cache (0.6 to 1.1 where it is), 1.2 to 2 times from four rows on, and 1.7 to 3.7 times in bfloat16.
 
 With more, torch's matmul calls MKL for float32; on a processor that is not Intel's oneDNN, which torch has as well,
