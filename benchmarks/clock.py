@@ -17,6 +17,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ GPU_ROUNDS = (5, 25)  # events of a GPU at rest spread by a few per cent
 FAR = 5.0  # on a GPU, who takes more than this many times the least gets FEWEST_ROUNDS samples
 HEAD_START = (2e-4, 1.5, 5e-3)  # seconds at least, times what launching takes, seconds at most
 CYCLES = 2e9  # a second, of a GPU: more than they have makes the head start longer, which does no harm
+ORDER = random.Random(0)  # of the functions in a round
 
 
 class Broke(Exception):
@@ -43,58 +45,77 @@ class Broke(Exception):
         self.name = name
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How a function is sampled: `calls` of it in a sample, on a CPU one before it where it is `short`, and on a GPU
+    `head_start` seconds in which they are launched."""
+
+    once: float = 0.0  # seconds
+    calls: int = 1
+    short: bool = False
+    head_start: float = 0.0
+
+
 def interleaved(
     functions: Functions,
     device: str,
     seconds: float,
     rounds: tuple[int, int] | None = None,
     queued: bool = False,
-    visits: int = 1,
-) -> dict[str, list]:
+    paces: dict[str, Pace] | None = None,
+) -> dict[str, list[float]]:
     """Seconds per call, one for each sample: rounds[0] samples at least (FEWEST_ROUNDS where a round takes longer than
     `seconds`) and rounds[1] at most, ending after about `seconds` in all. On a GPU those that are far slower than the
-    fastest are in the first FEWEST_ROUNDS rounds alone. visits: this is one of so many, which have the least number of
-    samples together.
+    fastest are in the first FEWEST_ROUNDS rounds alone.
+
+    paces: of an earlier visit to functions of the same names, or empty and then of this one.
 
     Raises: Broke, where one of the functions raises.
     """
-    rounds = rounds or (GPU_ROUNDS if device == "cuda" else ROUNDS)
-    calls, short, once = {}, set(), {}
-    for name, function in functions.items():
+    least, most = rounds or (GPU_ROUNDS if device == "cuda" else ROUNDS)
+    paces = {} if paces is None else paces
+    known = set(paces)
+    for name in [one for one in functions if one not in known]:
         try:
-            once[name] = _warm(function, device)
+            paces[name] = _pace(functions[name], device, queued)
         except Exception as error:
             raise Broke(name) from error
-        calls[name] = min(MOST_CALLS, max(1, math.ceil(SHORTEST_SAMPLE / max(once[name], 1e-7))))
-        if once[name] < WARMED:
-            short.add(name)
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device == "cuda" else None
-    far = {name for name in once if once[name] > FAR * min(once.values())} if device == "cuda" else set()
-    heads = {name: _head_start(function, calls[name]) if queued and flush is not None else 0.0
-             for name, function in functions.items()}  # fmt: skip
+    fastest = min((paces[name].once for name in functions), default=0.0)
+    far = {name for name in functions if paces[name].once > FAR * fastest} if device == "cuda" else set()
     times: dict[str, list[float]] = {name: [] for name in functions}
-    names, order = list(functions), random.Random(0)
+    names = list(functions)
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     start = time.perf_counter()
-    least = math.ceil(rounds[0] / visits)
     try:
-        for count in range(rounds[1]):
+        for count in range(most):
             taken = time.perf_counter() - start
             if count == 1 and taken > seconds:
-                least = min(least, math.ceil(FEWEST_ROUNDS / visits))
+                least = min(least, FEWEST_ROUNDS)
             if count >= least and taken > seconds:
                 break
-            for name in order.sample(names, len(names)):
+            for name in ORDER.sample(names, len(names)):
                 if count < FEWEST_ROUNDS or name not in far:
-                    times[name].append(_sample(functions[name], calls[name], flush, name in short, heads[name]))
+                    if count == 0 and name in known and not paces[name].short:
+                        functions[name]()  # its inputs are new
+                    times[name].append(_sample(functions[name], paces[name], flush))
     except Exception as error:
         raise Broke(name) from error
     finally:
         if enabled:
             gc.enable()
     return times
+
+
+def _pace(function: Callable[[], Any], device: str, queued: bool) -> Pace:
+    """Calls it twice: the second call says how long one takes."""
+    function()
+    once = _sample(function, Pace(), None if device == "cpu" else torch.empty(1, device=device))
+    calls = min(MOST_CALLS, max(1, math.ceil(SHORTEST_SAMPLE / max(once, 1e-7))))
+    head_start = _head_start(function, calls) if queued and device == "cuda" else 0.0
+    return Pace(once, calls, once < WARMED, head_start)
 
 
 def _head_start(function: Callable[[], Any], calls: int) -> float:
@@ -113,32 +134,25 @@ def medians(functions: Functions, device: str, seconds: float) -> dict[str, floa
     return {name: statistics.median(taken) for name, taken in interleaved(functions, device, seconds).items()}
 
 
-def _warm(function: Callable[[], Any], device: str) -> float:
-    """Calls it twice, and says how long the second call took."""
-    function()
-    return _sample(function, 1, None if device == "cpu" else torch.empty(1, device=device))
-
-
-def _sample(
-    function: Callable[[], Any], calls: int, flush: torch.Tensor | None, warm: bool = False, head_start: float = 0.0
-) -> float:
+def _sample(function: Callable[[], Any], pace: Pace, flush: torch.Tensor | None) -> float:
+    """flush: on a GPU, what overwrites its cache."""
     if flush is None:
-        if warm:
+        if pace.short:
             function()
         start = time.perf_counter()
-        for _ in range(calls):
+        for _ in range(pace.calls):
             function()
-        return (time.perf_counter() - start) / calls
+        return (time.perf_counter() - start) / pace.calls
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     flush.zero_()
-    if head_start and hasattr(torch.cuda, "_sleep"):
-        torch.cuda._sleep(int(head_start * CYCLES))
+    if pace.head_start and hasattr(torch.cuda, "_sleep"):
+        torch.cuda._sleep(int(pace.head_start * CYCLES))
     begin.record()
-    for _ in range(calls):
+    for _ in range(pace.calls):
         function()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3 / calls
+    return begin.elapsed_time(end) / 1e3 / pace.calls
 
 
 def quantile(taken: list[float], fraction: float) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from .ceilings import Ceilings
-from .clock import Broke, interleaved, quantile
+from .clock import Broke, Pace, interleaved, quantile
 from .gate import budget_of
 from .machine import commit
 from .memory import peak_memory
@@ -23,12 +24,15 @@ from .op import OVERHEAD, Absent, Apart, Op, Provider, Runnable
 from .rows import Row
 
 NOISY = 1.25  # p80 over p20: more, and the machine was not at rest
+FEWEST_VISITS = 10  # of several to a case, however long one takes
+VISIT = 0.01, (1, 200)  # seconds of samples in one of several visits; rounds at least and at most
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`seconds` for the samples of one case, in all of its visits. compiles: whether providers that go through
-    torch.compile run. visits: a run comes to every case so many times.
+    """`seconds` for one case: of samples, or in several visits of all that they take. compiles: whether providers that
+    go through torch.compile run. visits: a run comes to every case so many times, or as often as `seconds` allow; none
+    begins when the run has lasted for `longest` seconds.
 
     budget: after so many seconds of one op its other cases are not begun. timed: False leaves it at the gate, which
     also fills the caches of compilers.
@@ -40,71 +44,107 @@ class Settings:
     budget: float = math.inf
     timed: bool = True
     visits: int = 1
+    longest: float = math.inf
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case of an op in one mode, by whom, and how."""
+
+    op: Op
+    case: Any
+    mode: str
+    providers: Sequence[Provider | Absent]
+    ceilings: Ceilings
+    settings: Settings
+
+    @property
+    def device(self) -> str:
+        return self.ceilings.kind
+
+    @property
+    def name(self) -> str:
+        return f"{self.op.name}: {self.case.name}, {self.mode}"
+
+    @property
+    def there(self) -> list[Provider]:
+        return [one for one in self.providers if isinstance(one, Provider)]
+
+    def row(self, provider: Provider) -> Row:
+        """All that is known before anything ran."""
+        op, case = self.op, self.case
+        row = Row(
+            op.name, case.name, self.mode, provider.name, provider.version, "ok", case.dtype, case.group, case.size
+        )
+        row.ours, row.quick, row.threads = provider.ours, self.settings.quick, torch.get_num_threads()
+        row.device, row.commit, row.date = self.ceilings.device, commit(), date.today().isoformat()
+        return row
+
+    def build(self, provider: Provider) -> Runnable:
+        return self.op.build(provider.make(self.case, self.device), self.case, self.mode, self.device)
 
 
 class Measurement:
-    """One case in one mode: `rows`, one for each provider in their order, from the samples of all visits so far.
+    """One job: `rows`, one for each provider in their order, from the samples of all visits so far.
 
     Made, everybody has passed the gate or has a line that says why not; a visit times all of them together. What moves
     a ratio on a CPU is often where the inputs lie in memory and what else the machine does, and stays for the whole of
     a visit: a later visit has inputs of its own.
     """
 
-    def __init__(
-        self,
-        op: Op,
-        case: Any,
-        mode: str,
-        providers: Sequence[Provider | Absent],
-        ceilings: Ceilings,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, job: Job) -> None:
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # or the limit of recompilations of one function is soon reached
-        self.op, self.case, self.mode, self.ceilings, self.settings = op, case, mode, ceilings, settings
+        self.job = job
         self.rows: list[Row] = []
         self.ready: dict[str, tuple[Provider, Runnable]] = {}
         self.times: dict[str, list[float]] = {}
-        for provider in providers:
-            if isinstance(provider, Absent):
-                continue
-            row = row_of(op, case, mode, provider, ceilings, settings)
+        self.paces: dict[str, Pace] = {}
+        self.shortest = math.inf  # seconds of a visit
+        for provider in job.there:
+            row = job.row(provider)
             self.rows.append(row)
-            work = admit(op, case, mode, provider, ceilings.kind, settings, row)
-            if work is not None and settings.timed:
+            work = admit(job, provider, row)
+            if work is not None and job.settings.timed:
                 try:
-                    row.memory = peak_memory(work, ceilings.kind)
+                    row.memory = peak_memory(work, job.device)
                     self.ready[provider.name] = provider, work
                 except Exception as error:
                     row.status = broken(error)
 
+    def due(self, visit: int) -> bool:
+        """Whether visit number `visit` of a run is one to this case: all of them, or as many as there is time for."""
+        visits, seconds = self.job.settings.visits, self.job.settings.seconds
+        share = min(1.0, max(FEWEST_VISITS, seconds / self.shortest) / visits)
+        return int(visit * share) > int((visit - 1) * share)
+
     def visit(self) -> None:
         """Who breaks while it is timed has a line that says so, and no time."""
+        start = time.perf_counter()
         if self.times:
             self.build_again()
         for name, taken in self.samples().items():
             self.times.setdefault(name, []).extend(taken)
-        fill(self.rows, self.times, self.op, self.case, self.mode, self.ceilings)
+        self.shortest = min(self.shortest, time.perf_counter() - start)
+        fill(self.rows, self.times, self.job)
 
     def samples(self) -> dict[str, list[float]]:
-        visits = self.settings.visits
-        queued = self.op.queued and not self.case.group.startswith(OVERHEAD)
+        job, settings = self.job, self.job.settings
+        seconds, rounds = (settings.seconds, None) if settings.visits == 1 else VISIT
+        queued = job.op.queued and not job.case.group.startswith(OVERHEAD)
         while self.ready:
             work = {name: work for name, (_, work) in self.ready.items()}
             try:
-                return interleaved(
-                    work, self.ceilings.kind, self.settings.seconds / visits, queued=queued, visits=visits
-                )
+                return interleaved(work, job.device, seconds, rounds, queued, self.paces)
             except Broke as broke:
                 self.drop(broke.name, broken(broke.__cause__))
         return {}
 
     def build_again(self) -> None:
         """Same work, other memory; what goes through torch.compile would be compiled anew and stays."""
-        case, mode, device = self.case, self.mode, self.ceilings.kind
         for name, (provider, _) in list(self.ready.items()):
             if not provider.compiles:
-                self.ready[name] = provider, self.op.build(provider.make(case, device), case, mode, device)
+                self.ready[name] = provider, self.job.build(provider)
 
     def drop(self, name: str, status: str) -> None:
         del self.ready[name]
@@ -115,34 +155,16 @@ class Measurement:
         row.repeats, row.ceiling, row.noisy = 0, "", False
 
 
-def measure(
-    op: Op, case: Any, mode: str, providers: Sequence[Provider | Absent], ceilings: Ceilings, settings: Settings
-) -> Measurement:
+def measure(job: Job) -> Measurement:
     """The measurement after its first visit."""
-    measurement = Measurement(op, case, mode, providers, ceilings, settings)
+    measurement = Measurement(job)
     measurement.visit()
     return measurement
 
 
-def row_of(op: Op, case: Any, mode: str, provider: Provider, ceilings: Ceilings, settings: Settings) -> Row:
-    """All that is known before anything ran."""
-    row = Row(op.name, case.name, mode, provider.name, provider.version, "ok", case.dtype, case.group, case.size)
-    row.ours, row.quick, row.threads = provider.ours, settings.quick, torch.get_num_threads()
-    row.device, row.commit, row.date = ceilings.device, commit(), date.today().isoformat()
-    return row
-
-
-def unmeasured(
-    op: Op,
-    case: Any,
-    mode: str,
-    providers: Sequence[Provider | Absent],
-    ceilings: Ceilings,
-    settings: Settings,
-    why: str,
-) -> list[Row]:
+def unmeasured(job: Job, why: str) -> list[Row]:
     """One row for each provider of a case that was not begun."""
-    rows = [row_of(op, case, mode, one, ceilings, settings) for one in providers if isinstance(one, Provider)]
+    rows = [job.row(one) for one in job.there]
     for row in rows:
         row.status = f"cannot: {why}"
     return rows
@@ -155,25 +177,24 @@ def broken(error: BaseException | None) -> str:
     return f"failed: {type(error).__name__}: {one_line(error)}"
 
 
-def admit(
-    op: Op, case: Any, mode: str, provider: Provider, device: str, settings: Settings, row: Row
-) -> Runnable | None:
+def admit(job: Job, provider: Provider, row: Row) -> Runnable | None:
     """What to time, once its results are within their budget; otherwise None, and row.status says why."""
     from undivided import BackendRefused
 
-    if provider.slow and settings.quick:
+    if provider.slow and job.settings.quick:
         row.status = "cannot: too slow for a quick run"
         return None
-    if provider.compiles and not settings.compiles:
+    if provider.compiles and not job.settings.compiles:
         row.status = "cannot: compiling is left out of this run"
         return None
+    op, case, mode = job.op, job.case, job.mode
     try:
-        work = op.build(provider.make(case, device), case, mode, device)
+        work = job.build(provider)
         with warnings.catch_warnings():  # torch warns of each kernel that it does not take
             warnings.simplefilter("ignore")
             outputs = work.check() if isinstance(work, Apart) else work()
         outputs = outputs if op.checked is None else op.checked(case, mode, outputs)
-        row.error, row.budget = budget_of(outputs, *op.expected(case, mode, device))
+        row.error, row.budget = budget_of(outputs, *op.expected(case, mode, job.device))
     except NotImplementedError as reason:
         row.status = f"cannot: {one_line(reason)}"
     except BackendRefused as refusal:
@@ -187,9 +208,10 @@ def admit(
     return None
 
 
-def fill(rows: list[Row], times: dict[str, list[float]], op: Op, case: Any, mode: str, ceilings: Ceilings) -> None:
+def fill(rows: list[Row], times: dict[str, list[float]], job: Job) -> None:
     """Medians, spreads, fractions of the ceiling and ratios."""
-    work = op.work(case, mode)
+    case, ceilings = job.case, job.ceilings
+    work = job.op.work(case, job.mode)
     floor, name = ceilings.floor(work, case.dtype)
     for row in rows:
         row.operations, row.bytes, row.items = work.operations, work.bytes, work.items

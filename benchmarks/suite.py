@@ -21,11 +21,11 @@ from .huggingface import HUGGINGFACE
 from .layer_norm import LAYER_NORM, RMS_NORM
 from .layers import LAYERS
 from .machine import busy
-from .memory import keep_freed_memory
+from .memory import give_back, keep_freed_memory
 from .op import Op
 from .rotary import ROTARY
 from .rows import Row
-from .runner import Measurement, Settings, absent_rows, measure, one_line, unmeasured
+from .runner import Job, Measurement, Settings, absent_rows, measure, one_line, unmeasured
 from .scaling import SCALING
 from .training_step import TRAINING_STEP
 
@@ -126,6 +126,7 @@ def run(
     if not any(plan.values()):
         names = ", ".join(case.name for op in ops for case in cases[op.name])
         raise ValueError(f"no case has {' or '.join(map(repr, only))} in its name; there are: {names}")
+    begun = time.monotonic()
     reason = busy()
     keep_freed_memory()
     outcome = Run(measure_ceilings(device), warnings=[] if reason is None else [reason])
@@ -137,24 +138,27 @@ def run(
         gc.freeze()  # the modules of all peers: each collection before a measurement would walk through them
         start = time.monotonic()
         for case, mode in plan[op.name]:
-            job = (op, case, mode, op.providers(device, backends), outcome.ceilings, settings)
+            job = Job(op, case, mode, op.providers(device, backends), outcome.ceilings, settings)
             if time.monotonic() - start > settings.budget:
-                outcome.late.append(f"{op.name}: {case.name}, {mode}")
-                rows += unmeasured(*job, f"not begun: {settings.budget:.0f} seconds of this op were over")
+                outcome.late.append(job.name)
+                rows += unmeasured(job, f"not begun: {settings.budget:.0f} seconds of this op were over")
             elif outcome.lost:
-                rows += unmeasured(*job, f"not begun: {outcome.lost}")
+                rows += unmeasured(job, f"not begun: {outcome.lost}")
             else:
-                progress(f"{op.name}: {case.name}, {mode}", done, total)
-                rows += measured_or_why(outcome, visited, *job)
+                progress(job.name, done, total)
+                rows += measured_or_why(outcome, visited, job)
             done += 1
             measured(op, rows)
         outcome.rows[op.name] = rows
         if settings.visits == 1:
             finished(op, rows)
+    gc.freeze()
     for visit in range(2, settings.visits + 1):
+        give_back()
         for one in visited:
-            progress(f"{one.op.name}: {one.case.name}, {one.mode}, visit {visit}", done, total)
-            one.visit()
+            if one.due(visit) and time.monotonic() - begun < settings.longest:
+                progress(f"{one.job.name}, visit {visit}", done, total)
+                one.visit()
     if settings.visits > 1:
         for op in ops:
             finished(op, outcome.rows[op.name])
@@ -164,24 +168,23 @@ def run(
     return outcome
 
 
-def measured_or_why(outcome: Run, visited: list[Measurement], *job: Any) -> list[Row]:
+def measured_or_why(outcome: Run, visited: list[Measurement], job: Job) -> list[Row]:
     """The rows of a case, which joins `visited` where it will be visited again. On a GPU nothing that goes wrong in
     one ends the run: too little was had of the machine."""
-    op, case, mode, _, ceilings, settings = job
-    if ceilings.kind == "cpu":
-        found = measure(*job)
-        if settings.visits > 1:  # or the tensors of all cases would stay
+    if job.device == "cpu":
+        found = measure(job)
+        if job.settings.visits > 1:  # or the tensors of all cases would stay
             visited.append(found)
         return found.rows
     try:
-        rows = measure(*job).rows
+        rows = measure(job).rows
     except Exception as error:
-        rows = unmeasured(*job, f"{type(error).__name__}: {one_line(error)}")
-        outcome.warnings.append(f"{op.name}: {case.name}, {mode} was not measured: {one_line(error)}")
+        rows = unmeasured(job, f"{type(error).__name__}: {one_line(error)}")
+        outcome.warnings.append(f"{job.name} was not measured: {one_line(error)}")
     try:
         torch.cuda.synchronize()
     except Exception as error:  # an illegal access stays with the process
-        outcome.lost = f"the GPU answers no more after {op.name}, {case.name}, {mode}: {one_line(error)}"
+        outcome.lost = f"the GPU answers no more after {job.name}: {one_line(error)}"
     return rows
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from .ceilings import Ceilings
 from .op import Absent, Op, Provider
-from .rows import Row
-from .runner import Settings, admit
+from .runner import Job, Settings, admit
 from .suite import OPS, default_backends, default_device
 
 DEVICE = default_device()
@@ -40,8 +40,9 @@ def jobs() -> Iterator[Any]:
 @pytest.mark.benchmark(timer=clock, min_rounds=5, max_time=0.1, warmup=False)
 @pytest.mark.parametrize(("op", "case", "mode", "provider"), list(jobs()))
 def test_benchmark(benchmark: Any, op: Op, case: Any, mode: str, provider: Provider) -> None:
-    row = Row(op.name, case.name, mode, provider.name, provider.version, "ok")
-    work = admit(op, case, mode, provider, DEVICE, SETTINGS, row)
+    job = Job(op, case, mode, [provider], Ceilings(DEVICE, "", {}, {}), SETTINGS)
+    row = job.row(provider)
+    work = admit(job, provider, row)
     # Peers lack words, and so do our CUDA kernels; the others have all.
     if work is None and row.status.startswith("cannot") and provider.backend in (None, "cuda"):
         pytest.skip(row.status)

@@ -56,7 +56,7 @@ class Case:
 
 
 def cases(quick: bool, device: str) -> list[Case]:
-    layers, batch = (1, 8) if quick else (6, 32)
+    layers, batch = (1, 4) if quick else (6, 32)
     if device == "cuda":  # the widths that are trained, in the dtype of training
         widths = (512,) if quick else (512, 1024)
         return [Case(8 * batch, layers, n, n // 64, 4 * n, "bfloat16", "relative") for n in widths]

@@ -27,7 +27,7 @@ def honest(case, device):
 
 
 def measure(op, case, mode, *providers):
-    return runner.measure(op, case, mode, providers, CEILINGS, SETTINGS).rows
+    return runner.measure(runner.Job(op, case, mode, providers, CEILINGS, SETTINGS)).rows
 
 
 def provider(name, make, backend=None):
@@ -95,7 +95,7 @@ def test_ratio_is_over_the_best_peer():
     ours.ours = True
     times = {"ours": [1.0] * 5, "slow": [4.0] * 5, "fast": [3.0, 3.0, 3.0, 5.0, 9.0]}
     op = replace(layer_norm.LAYER_NORM, work=lambda case, mode: runner_work(8e9, 4e9))
-    runner.fill([ours, slow, fast], times, op, NORM, "forward", CEILINGS)
+    runner.fill([ours, slow, fast], times, runner.Job(op, NORM, "forward", [], CEILINGS, SETTINGS))
     assert (ours.ratio, slow.ratio, fast.ratio) == (3.0, 0.75, 1.0)
     assert (fast.p20, fast.p80, fast.noisy, slow.noisy) == (3.0, 5.0, True, False)
     # 4e9 bytes at 1e10 a second take 0.4 s, 8e9 operations at 1e11 take 0.08 s
@@ -155,7 +155,7 @@ def test_every_visit_adds_samples_of_inputs_of_its_own():
     settings = runner.Settings(seconds=0.003, quick=True, compiles=True, visits=3)
     jobs = [provider("a", make), Provider("compiles", "1", make, compiles=True)]
     others = [layer_norm.Case("layer_norm", rows, 32, "float32") for rows in (17, 18)]
-    found = runner.measure(layer_norm.LAYER_NORM, NORM, "forward", jobs, CEILINGS, settings)
+    found = runner.measure(runner.Job(layer_norm.LAYER_NORM, NORM, "forward", jobs, CEILINGS, settings))
     first = [row.repeats for row in found.rows]
     for other in others:  # the tensors of the last two cases are kept
         layer_norm.inputs(other, "cpu")
@@ -188,6 +188,21 @@ def test_a_quick_run_comes_to_every_case_again_at_its_end():
     assert all(row.timed for rows in outcome.rows.values() for row in rows if row.ours)
 
 
+def test_who_takes_long_is_visited_less_often_and_nobody_past_the_end(monkeypatch):
+    settings = runner.Settings(seconds=1.0, quick=True, visits=24)
+    found = runner.Measurement(runner.Job(layer_norm.LAYER_NORM, NORM, "forward", [], CEILINGS, settings))
+    for shortest, count in ((0.001, 24), (0.0625, 16), (10.0, runner.FEWEST_VISITS)):
+        found.shortest = shortest
+        due = [visit for visit in range(1, 25) if found.due(visit)]
+        gaps = {b - a for a, b in zip(due, due[1:], strict=False)}
+        assert len(due) == count and due[-1] == 24 and max(gaps) - min(gaps) <= 1
+    times, texts = iter(range(1000)), []
+    monkeypatch.setattr(suite.time, "monotonic", lambda: float(next(times)))
+    limited = runner.Settings(0.001, quick=True, compiles=False, visits=100, longest=30.0)
+    suite.run([layer_norm.RMS_NORM], "cpu", ["cpu"], limited, lambda text, *_: texts.append(text), only=["1x8"])
+    assert 10 < len([text for text in texts if "visit" in text]) < 30  # the clock of this test ticks at every look
+
+
 def test_who_breaks_in_a_later_visit_has_no_time():
     def make(case, device):
         calls.append(0)
@@ -198,7 +213,7 @@ def test_who_breaks_in_a_later_visit_has_no_time():
     calls = []
     settings = runner.Settings(seconds=0.002, quick=True, compiles=False, visits=2)
     pair = [provider("bad", make), provider("good", honest, "cpu")]
-    found = runner.measure(layer_norm.LAYER_NORM, NORM, "forward", pair, CEILINGS, settings)
+    found = runner.measure(runner.Job(layer_norm.LAYER_NORM, NORM, "forward", pair, CEILINGS, settings))
     assert found.rows[1].ratio > 0
     found.visit()
     bad, good = found.rows

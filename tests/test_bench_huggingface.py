@@ -21,7 +21,9 @@ STEP = huggingface.Case("t5-tiny", "step", "verses", 2, "float32", 0.1)
 
 def measure(case):
     return runner.measure(
-        huggingface.HUGGINGFACE, case, case.mode, huggingface.providers("cpu", ["cpu", "auto"]), CEILINGS, SETTINGS
+        runner.Job(
+            huggingface.HUGGINGFACE, case, case.mode, huggingface.providers("cpu", ["cpu", "auto"]), CEILINGS, SETTINGS
+        )
     ).rows
 
 

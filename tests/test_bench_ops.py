@@ -37,7 +37,7 @@ def measure(op, case, backends=("auto", "reference")):
     """Rows of all modes; none of them may be wrong or broken."""
     rows = []
     for mode in op.modes(case):
-        rows += runner.measure(op, case, mode, op.providers("cpu", backends), CEILINGS, SETTINGS).rows
+        rows += runner.measure(runner.Job(op, case, mode, op.providers("cpu", backends), CEILINGS, SETTINGS)).rows
     assert not [f"{row.provider}: {row.status}" for row in rows if row.status == "wrong" or row.status[:6] == "failed"]
     return rows
 
@@ -89,7 +89,9 @@ def outputs_of(mode):
 def test_dense_bias_by_distance_is_that_of_the_buckets(mode, seqlen_q):
     case = small_attention(bias="relative", seqlen_q=seqlen_q)
     (row,) = runner.measure(
-        attention.ATTENTION, case, mode, [provider_of(attention_providers.dense_relative)], CEILINGS, SETTINGS
+        runner.Job(
+            attention.ATTENTION, case, mode, [provider_of(attention_providers.dense_relative)], CEILINGS, SETTINGS
+        )
     ).rows
     assert row.timed
 
@@ -98,7 +100,7 @@ def test_dense_bias_by_distance_is_that_of_the_buckets(mode, seqlen_q):
 def test_packed_sequences_through_a_padded_batch(mode):
     case = small_attention(lengths=(9, 3), source="verses", packed=True)
     (row,) = runner.measure(
-        attention.ATTENTION, case, mode, [provider_of(attention_providers.padded_sdpa)], CEILINGS, SETTINGS
+        runner.Job(attention.ATTENTION, case, mode, [provider_of(attention_providers.padded_sdpa)], CEILINGS, SETTINGS)
     ).rows
     assert row.timed
 
@@ -113,7 +115,7 @@ def test_varlen_of_packed_and_padded_batches(packed, mode, monkeypatch):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_attention)
     case = small_attention(lengths=(9, 3), source="verses", packed=packed, dtype="bfloat16")
     (row,) = runner.measure(
-        attention.ATTENTION, case, mode, [provider_of(attention_providers.varlen)], CEILINGS, SETTINGS
+        runner.Job(attention.ATTENTION, case, mode, [provider_of(attention_providers.varlen)], CEILINGS, SETTINGS)
     ).rows
     assert row.timed, row
 
@@ -307,10 +309,10 @@ def test_provider_of_the_readme_is_one_function_and_one_line():
     (provider,) = eval(f"[{blocks[1].strip()}]", scope)
     case = attention.Case(1, 9, 9, 2, 2, 8, "float32")
     for mode in attention.modes(case):
-        (row,) = runner.measure(attention.ATTENTION, case, mode, [provider], CEILINGS, SETTINGS).rows
+        (row,) = runner.measure(runner.Job(attention.ATTENTION, case, mode, [provider], CEILINGS, SETTINGS)).rows
         assert row.timed and row.provider == "manual"
     causal = attention.Case(1, 9, 9, 2, 2, 8, "float32", causal=True)
-    (row,) = runner.measure(attention.ATTENTION, causal, "forward", [provider], CEILINGS, SETTINGS).rows
+    (row,) = runner.measure(runner.Job(attention.ATTENTION, causal, "forward", [provider], CEILINGS, SETTINGS)).rows
     assert row.status == "cannot: it has no masks, no biases and no grouped heads"
 
 
