@@ -37,12 +37,15 @@ struct Activation<kRelu> {
 };
 
 // u Phi(u), with Phi(-a) = e^(-a^2 / 2) t p(t), t = 1 / (1 + 0.35 a) for a >= 0: the form of Abramowitz and Stegun
-// 7.1.26, with a polynomial fitted to a relative error of 3.2e-8. The exponential serves the derivative too.
+// 7.1.26, with a polynomial fitted to a relative error of 3.2e-8. The exponential serves the derivative too. It is not
+// let under e^-80: t p(t) of it would be denormal, which Intel's processors multiply in microcode: a pass over values of
+// 20 and more took 8 times as long.
 template <>
 struct Activation<kGelu> {
   static UNDIVIDED_INLINE Activated of(Vec u) {
     const Vec cut = within_30(u), a = magnitude(cut);
-    const Vec t = 1.0F / (a * 0.35F + 1.0F), e = exponential(a * a * -0.5F);
+    const Vec t = 1.0F / (a * 0.35F + 1.0F), half = a * a * -0.5F;
+    const Vec e = exponential(half < broadcast(-80.0F) ? broadcast(-80.0F) : half);
     Vec p = broadcast(-0.029145941138267517F);
     p = p * t + 0.1439717411994934F;
     p = p * t - 0.2557143568992615F;

@@ -56,8 +56,11 @@ def _processor() -> tuple[bool, bool]:
     return _C.made_by_intel(), _C.bfloat16_products_are_fast()
 
 
+Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
 @lru_cache(maxsize=1)
-def few_rows() -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+def few_rows() -> Kernel | None:
     """The kernel for a few rows; None where the extension is not built."""
     try:
         from .cpu.linear import linear
@@ -66,19 +69,19 @@ def few_rows() -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
     return linear
 
 
-def by_few_rows(x: Tensor, w: Tensor) -> bool:
-    """Whether our kernel takes x (..., k) and w (n, k), of one dtype."""
+def for_few_rows(x: Tensor, w: Tensor) -> Kernel | None:
+    """Our kernel where it takes x (..., k) and w (n, k), of one dtype."""
     columns = w.shape[1]
     rows = x.numel() // columns if columns else 0
-    return (
+    taken = (
         rows > 0
         and (rows <= FEW or invariant())
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.dtype in FLOATS
         and w.stride(1) == 1
         and w.shape[0] > 0
-        and few_rows() is not None
     )
+    return few_rows() if taken else None
 
 
 def by_onednn(x: Tensor, w: Tensor) -> bool:
@@ -121,11 +124,10 @@ def widened(x: Tensor, w: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Te
 
 
 def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (rows, k), w (n, k), bias (n,) or None, of one dtype -> (rows, n); any strides, no gradient. Where by_few_rows
+    """x (rows, k), w (n, k), bias (n,) or None, of one dtype -> (rows, n); any strides, no gradient. Where for_few_rows
     takes it x may be (..., k)."""
-    if by_few_rows(x, w):
-        few = few_rows()
-        assert few is not None
+    few = for_few_rows(x, w)
+    if few is not None:
         return few(x, w, bias)
     if by_widening(x, w, x.dtype):
         return widened(x, w, bias, x.dtype)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from .attention_decode_plain import Tensors
-from .checks import has_shape, is_float, is_integer, is_tensor, same_device, same_dtype
+from .checks import has_shape, is_float, is_integer, is_like, is_tensor, same_device, same_dtype
 
 QUERIES = "(batch, seqlen_q, nheads, head_dim)"
 CACHE = "(batch, longest, nheads_kv, head_dim)"
+NEW = "(batch, seqlen_new, nheads_kv, head_dim of its cache)"
 BLOCKS = "(num_blocks, block_size, nheads_kv, head_dim)"
 
 
@@ -64,19 +65,13 @@ def check_new(q: Tensor, k: Tensor | None, v: Tensor | None, k_cache: Tensor, v_
     if k is None or v is None:
         raise ValueError(f"{'k' if k is None else 'v'} is None; k and v must be given together, or neither of them")
     for name, value, cache in (("k", k, k_cache), ("v", v, v_cache)):
-        is_float(name, value)
-        same_dtype("q", q, name, value)
-        same_device("q", q, name, value)
-        four_dimensions(name, value, "(batch, seqlen_new, nheads_kv, head_dim)")
-        has_shape(
-            name,
-            value,
-            (q.shape[0], k.shape[1], cache.shape[2], cache.shape[3]),
-            "(batch, seqlen_new, nheads_kv, head_dim of its cache)",
-        )
-        if any(stride == 0 and size > 1 for stride, size in zip(cache.stride(), cache.shape, strict=True)):
+        is_tensor(name, value)
+        four_dimensions(name, value, NEW)
+        is_like(name, value, (q.shape[0], k.shape[1], *cache.shape[2:]), NEW, "q", q)
+        strides = cache.stride()
+        if 0 in strides and any(stride == 0 and size > 1 for stride, size in zip(strides, cache.shape, strict=True)):
             raise ValueError(
-                f"{name}_cache is expanded (strides {cache.stride()}): tokens of several rows would be written to one "
+                f"{name}_cache is expanded (strides {strides}): tokens of several rows would be written to one "
                 "place; make it contiguous"
             )
 

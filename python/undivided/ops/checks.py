@@ -75,6 +75,18 @@ def has_shape(name: str, value: Tensor, shape: tuple[int, ...], words: str) -> N
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {words} = {tuple(shape)}")
 
 
+def is_like(name: str, value: Tensor, shape: tuple[int, ...], words: str, other: str, like: Tensor) -> None:
+    """A tensor of this shape, of the dtype and on the device of `like`, which is called `other` and is a float."""
+    is_tensor(name, value)
+    if value.dtype != like.dtype:
+        is_float(name, value)
+        same_dtype(other, like, name, value)
+    if value.device != like.device:
+        same_device(other, like, name, value)
+    if value.shape != shape:
+        has_shape(name, value, shape, words)
+
+
 def last_contiguous(value: Tensor) -> Tensor:
     """Kernels read rows: the last dimension must have stride 1. A copy is made where it has not."""
     return value if value.stride(-1) == 1 or value.shape[-1] <= 1 else value.contiguous()
@@ -85,6 +97,8 @@ def autocast_to(*values: Tensor | None) -> tuple[Tensor | None, ...]:
 
     What is no tensor is left for the checks that follow.
     """
+    if not torch._C._is_any_autocast_enabled():
+        return values
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors or not autocasting(tensors[0]):
         return values

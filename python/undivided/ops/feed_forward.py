@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import reference
 from ..dispatch import FeedForwardCall, choose, load
-from .checks import autocast_to, has_shape, is_float, last_contiguous, same_device, same_dtype
+from .checks import autocast_to, is_float, is_like, last_contiguous
 from .derivatives import first_derivatives_only, refuse_transforms
 from .feed_forward_table import FEED_FORWARD
 from .norm_checks import wants_grad
@@ -84,19 +84,15 @@ def _check(x: Tensor, w_in: Tensor, b_in: Any, w_out: Tensor, b_out: Any, activa
     d_ff, d_model = w_in.shape
     if d_ff == 0 or d_model == 0:
         raise ValueError(f"d_ff {d_ff} and d_model {d_model} must be at least 1")
-    shapes = {
-        "w_in": (w_in, (d_ff, d_model), "(d_ff, d_model)"),
-        "b_in": (b_in, (d_ff,), "(d_ff,)"),
-        "w_out": (w_out, (d_model, d_ff), "(d_model, d_ff)"),
-        "b_out": (b_out, (d_model,), "(d_model,)"),
-        "w_gate": (w_gate, (d_ff, d_model), "(d_ff, d_model)"),
-    }
-    for name, (value, shape, words) in shapes.items():
+    for name, value, shape, words in (
+        ("w_in", w_in, (d_ff, d_model), "(d_ff, d_model)"),
+        ("b_in", b_in, (d_ff,), "(d_ff,)"),
+        ("w_out", w_out, (d_model, d_ff), "(d_model, d_ff)"),
+        ("b_out", b_out, (d_model,), "(d_model,)"),
+        ("w_gate", w_gate, (d_ff, d_model), "(d_ff, d_model)"),
+    ):
         if value is not None or name == "w_out":
-            is_float(name, value)
-            has_shape(name, value, shape, words)
-            same_dtype("x", x, name, value)
-            same_device("x", x, name, value)
+            is_like(name, value, shape, words, "x", x)
 
 
 def _launch(module: str, activation: str, save: bool, *values: Any) -> Any:

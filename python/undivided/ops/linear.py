@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..products import FLOATS, MOST_WIDENED, by_few_rows, by_onednn, by_widening, product, widened
+from ..products import FLOATS, MOST_WIDENED, by_onednn, by_widening, for_few_rows, product, widened
 from ..reference.precision import autocasting
 
 PLAIN = (Tensor, torch.nn.Parameter)  # a subclass, such as a sharded tensor, has its own rules for torch's op alone
@@ -62,26 +62,27 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     if (
         type(x) not in PLAIN
         or type(w) not in PLAIN
-        or not (x.dtype in FLOATS and w.dtype in FLOATS if autocast else w.dtype == x.dtype)
+        or not (x.dtype in FLOATS and w.dtype in FLOATS if autocast else w.dtype == dtype)
         or w.dim() != 2
         or x.dim() < 2
-        or not (bias is None or (bias.dtype == w.dtype and bias.device == w.device and bias.shape == w.shape[:1]))
         or x.shape[-1] != w.shape[1]
         or x.device != w.device
+        or not (bias is None or (bias.dtype == w.dtype and bias.device == w.device and bias.shape == w.shape[:1]))
         or torch.compiler.is_compiling()
-        or not (
-            (few := not autocast and by_few_rows(x, w))
-            or by_widening(x, w, dtype)
-            or (not autocast and by_onednn(x, w))
-        )
+    ):
+        return F.linear(x, w, bias)
+    few = None if autocast else for_few_rows(x, w)
+    if (
+        not (few is not None or by_widening(x, w, dtype) or (not autocast and by_onednn(x, w)))
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     ):
         return F.linear(x, w, bias)
-    if few and not torch.is_grad_enabled():
-        return product(x, w, bias)
+    differentiable = torch.is_grad_enabled()
+    if few is not None and not differentiable:
+        return few(x, w, bias)
     rows = x.flatten(0, -2) if x.dim() != 2 else x
-    if torch.is_grad_enabled():
+    if differentiable:
         out: Tensor = Linear.apply(rows, w, bias, dtype)  # type: ignore[no-untyped-call]
     else:
         out = _product(rows, w, bias, dtype)

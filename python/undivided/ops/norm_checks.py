@@ -7,14 +7,14 @@ from torch import Tensor
 
 from ..dispatch import NormCall
 from ..reference.precision import autocasting
-from .checks import has_shape, is_float, is_number, same_device, same_dtype
+from .checks import has_shape, is_float, is_like, is_number, same_device, same_dtype
 
 
 def check_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None) -> None:
     is_float("x", x)
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., columns) with at least one column")
-    columns = x.shape[-1:]
+    columns, device = x.shape[-1:], x.device
     is_number("eps", eps)
     if not eps >= 0:
         raise ValueError(f"eps = {eps} must be at least 0")
@@ -22,16 +22,14 @@ def check_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
         if value is not None:
             is_float(name, value)
             has_shape(name, value, columns, "(columns,)")
-            same_device("x", x, name, value)
+            if value.device != device:
+                same_device("x", x, name, value)
     if bias is not None and weight is None:
         raise ValueError("bias is given without weight; allowed: both, weight alone, or neither")
-    if weight is not None and bias is not None:
+    if bias is not None and weight is not None and weight.dtype != bias.dtype:
         same_dtype("weight", weight, "bias", bias)
     if residual is not None:
-        is_float("residual", residual)
-        has_shape("residual", residual, tuple(x.shape), "x's shape")
-        same_dtype("x", x, "residual", residual)
-        same_device("x", x, "residual", residual)
+        is_like("residual", residual, x.shape, "x's shape", "x", x)
 
 
 def widest(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
