@@ -37,7 +37,7 @@ def peak_memory(function: Callable[[], Any], device: str) -> float:
         return float(torch.cuda.max_memory_allocated() - before)
     try:
         set_allocator(*GIVE_BACK)
-        give_back()
+        ctypes.CDLL(None).malloc_trim(0)
         with _heap_filled():
             CLEAR.write_text("5")
             before = _resident("VmRSS")
@@ -55,14 +55,6 @@ def keep_freed_memory() -> None:
     Otherwise a result of some MiB would cost page faults in one call and none in the next.
     """
     set_allocator(*KEEP)
-
-
-def give_back() -> None:
-    """What is free goes back to the system: what is made next lies in other pages of memory. Nothing without glibc."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):
-        return
 
 
 def set_allocator(mmap: int, trim: int) -> None:

@@ -21,7 +21,7 @@ from .huggingface import HUGGINGFACE
 from .layer_norm import LAYER_NORM, RMS_NORM
 from .layers import LAYERS
 from .machine import busy
-from .memory import give_back, keep_freed_memory
+from .memory import keep_freed_memory
 from .op import Op
 from .rotary import ROTARY
 from .rows import Row
@@ -154,7 +154,6 @@ def run(
             finished(op, rows)
     gc.freeze()
     for visit in range(2, settings.visits + 1):
-        give_back()
         for one in visited:
             if one.due(visit) and time.monotonic() - begun < settings.longest:
                 progress(f"{one.job.name}, visit {visit}", done, total)

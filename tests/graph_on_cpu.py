@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from undivided.ops import checks, registration
-from undivided.products import product
+from undivided.products import for_few_rows, product
 from undivided.transformer.embedding import Embedding
 
 Run = Callable[[], Tensor]
@@ -135,7 +135,9 @@ def as_on_a_gpu(recording: Recording) -> Iterator[None]:
                     if getattr(module, word, None) is function:
                         patch.setattr(module, word, lambda value, word=word: word == "by_registered_op")
         patch.setattr(sys.modules["undivided.reference.attention"], "may_look", lambda value: False, raising=False)
-        patch.setattr(sys.modules["undivided.ops.linear"], "product", torch.ops.graph_on_cpu.product)
+        linear, node = sys.modules["undivided.ops.linear"], torch.ops.graph_on_cpu.product
+        patch.setattr(linear, "product", node)
+        patch.setattr(linear, "for_few_rows", lambda x, w: None if for_few_rows(x, w) is None else node)
         patch.setattr(Embedding, "forward", lambda self, ids: nn.Embedding.forward(self, ids) * self.scale)
         for word in OUTSIDE:
             patch.setattr(Tensor, word, guarded(recording, word), raising=False)
