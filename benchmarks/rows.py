@@ -17,7 +17,7 @@ NAN = float("nan")
 
 @dataclass
 class Row:
-    """Times in seconds, memory in bytes. `ratio` is the best peer's time over this one, the median of the rounds.
+    """Times in seconds, memory in bytes. `ratio` is the best peer's time over this one, the middle of the rounds.
 
     `status` is "ok", "wrong" (outside its error budget: it has no time), "cannot: why", "failed: error", or
     "absent: why" for a provider that is not on the machine at all. `copy` and `matmul` are the ceilings of the run,

@@ -24,7 +24,7 @@ from .op import OVERHEAD, Absent, Apart, Op, Provider, Runnable
 from .rows import Row
 
 NOISY = 1.25  # p80 over p20: more, and the machine was not at rest
-FEWEST_VISITS = 10  # of several to a case, however long one takes
+FEWEST_VISITS = 12  # of several to a case, however long one takes
 VISIT = 0.01, (1, 200)  # seconds of samples in one of several visits; rounds at least and at most
 
 
@@ -232,10 +232,12 @@ def fill(rows: list[Row], times: dict[str, list[float]], job: Job) -> None:
 
 
 def paired_ratio(peer: Sequence[float], own: Sequence[float]) -> float:
-    """The median over the rounds of peer / own: what slows the machine for a while slows both samples of a round, and
-    drops out, whereas it may move one of two medians and not the other. Fewer samples are those of the
-    first rounds."""
-    return statistics.median(theirs / ours for theirs, ours in zip(peer, own, strict=False))
+    """The mean of the middle half of peer / own over the rounds, in logarithms: what slows the machine for a while
+    slows both samples of a round, and drops out, whereas it may move one of two medians and not the other; and of a
+    dozen rounds it strays less than their median. Fewer samples are those of the first rounds."""
+    ratios = sorted(math.log(theirs / ours) for theirs, ours in zip(peer, own, strict=False))
+    outer = len(ratios) // 4
+    return math.exp(statistics.fmean(ratios[outer : len(ratios) - outer]))
 
 
 def absent_rows(op: Op, providers: Sequence[Provider | Absent], ceilings: Ceilings) -> list[Row]:

@@ -93,19 +93,24 @@ def test_absent_provider_is_one_line_for_all_cases():
 def test_ratio_is_over_the_best_peer():
     ours, slow, fast = (rows.Row("op", "case", "forward", name, "1", "ok") for name in ("ours", "slow", "fast"))
     ours.ours = True
-    times = {"ours": [1.0] * 5, "slow": [4.0] * 5, "fast": [3.0, 3.0, 3.0, 5.0, 9.0]}
+    times = {"ours": [1.0] * 8, "slow": [4.0] * 8, "fast": [3.0] * 6 + [9.0] * 2}
     op = replace(layer_norm.LAYER_NORM, work=lambda case, mode: runner_work(8e9, 4e9))
     runner.fill([ours, slow, fast], times, runner.Job(op, NORM, "forward", [], CEILINGS, SETTINGS))
-    assert (ours.ratio, slow.ratio, fast.ratio) == (3.0, 0.75, 1.0)
-    assert (fast.p20, fast.p80, fast.noisy, slow.noisy) == (3.0, 5.0, True, False)
+    assert (ours.ratio, slow.ratio, fast.ratio) == pytest.approx((3.0, 0.75, 1.0))
+    assert (fast.p20, fast.p80, fast.noisy, slow.noisy) == (3.0, 9.0, True, False)
     # 4e9 bytes at 1e10 a second take 0.4 s, 8e9 operations at 1e11 take 0.08 s
     assert (ours.ceiling, ours.of_ceiling) == ("copy", pytest.approx(0.4))
 
 
 def test_a_slow_moment_that_hits_both_moves_no_ratio():
-    assert runner.paired_ratio([2.0, 2.0, 8.0, 8.0], [1.0, 1.0, 4.0, 4.0]) == 2.0
+    assert runner.paired_ratio([2.0, 2.0, 8.0, 8.0], [1.0, 1.0, 4.0, 4.0]) == pytest.approx(2.0)
     # of the medians it would be 8
-    assert runner.paired_ratio([2.0, 2.0, 8.0, 8.0, 8.0], [1.0, 1.0, 1.0, 4.0, 4.0]) == 2.0
+    assert runner.paired_ratio([2.0, 2.0, 8.0, 8.0, 8.0], [1.0, 1.0, 1.0, 4.0, 4.0]) == pytest.approx(2.0)
+
+
+def test_one_round_in_four_moves_no_ratio():
+    assert runner.paired_ratio([2.0, 0.1, 2.0, 2.0], [1.0] * 4) == pytest.approx(2.0)
+    assert runner.paired_ratio([3.0], [2.0]) == pytest.approx(1.5)
 
 
 def runner_work(operations, moved):

@@ -30,7 +30,7 @@ what to do:
 
 # device: (seconds of samples a case, seconds an op) in full and quick. Time on a GPU is scarce, and its events spread
 # little: five samples tell what seven times as many do.
-USUAL = {"cpu": ((2.0, math.inf), (1.0, math.inf)), "cuda": ((0.2, 150.0), (0.1, 12.0))}
+USUAL = {"cpu": ((2.0, math.inf), (0.9, math.inf)), "cuda": ((0.2, 150.0), (0.1, 12.0))}
 # Of each case in a quick run on a CPU, whose inputs are small enough to stay, and the seconds after which none begins:
 # with the ceilings and the plots a run then takes less than two minutes.
 VISITS, LONGEST = 24, 100.0
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only cases with TEXT in their name; may be repeated; needs --out",
     )  # fmt: skip
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help="of samples for each case (default 2, quick 1; GPU 0.2, 0.1)"
+        "--seconds", type=float, metavar="S", help="of samples for each case (default 2, quick 0.9; GPU 0.2, 0.1)"
     )
     parser.add_argument(
         "--budget",
