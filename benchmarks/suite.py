@@ -152,7 +152,7 @@ def run(
         outcome.rows[op.name] = rows
         if settings.visits == 1:
             finished(op, rows)
-    gc.freeze()
+    gc.freeze()  # the inputs of all cases as well
     for visit in range(2, settings.visits + 1):
         for one in visited:
             if one.due(visit) and time.monotonic() - begun < settings.longest:

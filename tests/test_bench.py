@@ -10,28 +10,13 @@ import pytest
 import torch
 
 import undivided
+from small_benchmarks import CEILINGS, NORM, honest, measure, provider
 from undivided import cli
 from undivided.benchmarks import attention, counts, layer_norm, lengths, rows, runner, suite
-from undivided.benchmarks.ceilings import Ceilings
-from undivided.benchmarks.op import Absent, Provider
+from undivided.benchmarks.op import Absent
 from undivided.commands.bench_files import Files
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
-CEILINGS = Ceilings("cpu", "a test", {2**20: 1e10}, {"float32": 1e11, "bfloat16": 2e11})
-SETTINGS = runner.Settings(seconds=0.001, quick=True, compiles=False)
-NORM = layer_norm.Case("layer_norm", 16, 32, "float32")
-
-
-def honest(case, device):
-    return layer_norm.eager(case, device)
-
-
-def measure(op, case, mode, *providers):
-    return runner.measure(runner.Job(op, case, mode, providers, CEILINGS, SETTINGS)).rows
-
-
-def provider(name, make, backend=None):
-    return Provider(name, "1", make, backend=backend)
 
 
 @pytest.mark.parametrize("mode", ["forward", "backward", "forward_backward"])
@@ -88,142 +73,6 @@ def test_absent_provider_is_one_line_for_all_cases():
     (row,) = runner.absent_rows(layer_norm.LAYER_NORM, absent, CEILINGS)
     assert (row.case, row.status) == ("all", "absent: not installed (No module named 'somebody')")
     assert measure(layer_norm.LAYER_NORM, NORM, "forward", *absent) == []
-
-
-def test_ratio_is_over_the_best_peer():
-    ours, slow, fast = (rows.Row("op", "case", "forward", name, "1", "ok") for name in ("ours", "slow", "fast"))
-    ours.ours = True
-    times = {"ours": [1.0] * 8, "slow": [4.0] * 8, "fast": [3.0] * 6 + [9.0] * 2}
-    op = replace(layer_norm.LAYER_NORM, work=lambda case, mode: runner_work(8e9, 4e9))
-    runner.fill([ours, slow, fast], times, runner.Job(op, NORM, "forward", [], CEILINGS, SETTINGS))
-    assert (ours.ratio, slow.ratio, fast.ratio) == pytest.approx((3.0, 0.75, 1.0))
-    assert (fast.p20, fast.p80, fast.noisy, slow.noisy) == (3.0, 9.0, True, False)
-    # 4e9 bytes at 1e10 a second take 0.4 s, 8e9 operations at 1e11 take 0.08 s
-    assert (ours.ceiling, ours.of_ceiling) == ("copy", pytest.approx(0.4))
-
-
-def test_a_slow_moment_that_hits_both_moves_no_ratio():
-    assert runner.paired_ratio([2.0, 2.0, 8.0, 8.0], [1.0, 1.0, 4.0, 4.0]) == pytest.approx(2.0)
-    # of the medians it would be 8
-    assert runner.paired_ratio([2.0, 2.0, 8.0, 8.0, 8.0], [1.0, 1.0, 1.0, 4.0, 4.0]) == pytest.approx(2.0)
-
-
-def test_one_round_in_four_moves_no_ratio():
-    assert runner.paired_ratio([2.0, 0.1, 2.0, 2.0], [1.0] * 4) == pytest.approx(2.0)
-    assert runner.paired_ratio([3.0], [2.0]) == pytest.approx(1.5)
-
-
-def runner_work(operations, moved):
-    from undivided.benchmarks.op import Work
-
-    return Work(operations, moved)
-
-
-def test_samples_are_interleaved_and_each_round_has_its_own_order():
-    from undivided.benchmarks.clock import SHORTEST_SAMPLE, interleaved
-
-    order = []
-
-    def note(name):
-        import time
-
-        order.append(name)
-        time.sleep(2 * SHORTEST_SAMPLE)  # long enough that a sample is one call
-
-    functions = {name: lambda name=name: note(name) for name in "abc"}
-    times = interleaved(functions, "cpu", 0.0, rounds=(12, 12))
-    assert [len(taken) for taken in times.values()] == [3, 3, 3]  # a round takes longer than all should
-    times = interleaved(functions, "cpu", 1.0, rounds=(12, 12))
-    assert [len(taken) for taken in times.values()] == [12, 12, 12]
-    # two calls of each to see how long they take, then the rounds; a call before each sample warms the caches
-    order = order[-(6 + 12 * 6) :]
-    assert order[:6] == [*"aabbcc"]
-    rounds = ["".join(order[start : start + 6]) for start in range(6, len(order), 6)]
-    assert {"".join(sorted(one)) for one in rounds} == {"aabbcc"} and len(set(rounds)) >= 4
-    assert all(one[::2] == one[1::2] for one in rounds)
-    assert all(sample >= 2 * SHORTEST_SAMPLE for taken in times.values() for sample in taken)
-
-
-def test_every_visit_adds_samples_of_inputs_of_its_own():
-    seen, built = set(), []
-
-    def make(case, device):
-        built.append(case)
-        seen_now = honest(case, device)
-
-        def function(**values):
-            seen.add(values["x"].data_ptr())
-            return seen_now(**values)
-
-        return function
-
-    settings = runner.Settings(seconds=0.003, quick=True, compiles=True, visits=3)
-    jobs = [provider("a", make), Provider("compiles", "1", make, compiles=True)]
-    others = [layer_norm.Case("layer_norm", rows, 32, "float32") for rows in (17, 18)]
-    found = runner.measure(runner.Job(layer_norm.LAYER_NORM, NORM, "forward", jobs, CEILINGS, settings))
-    first = [row.repeats for row in found.rows]
-    for other in others:  # the tensors of the last two cases are kept
-        layer_norm.inputs(other, "cpu")
-    found.visit()
-    assert [row.repeats for row in found.rows] > first and len(built) == 3 and len(seen) == 2
-    assert all(row.timed for row in found.rows) and {len(taken) for taken in found.times.values()} == {
-        found.rows[0].repeats
-    }
-
-
-def test_a_quick_run_comes_to_every_case_again_at_its_end():
-    order, done = [], []
-    settings = runner.Settings(0.003, quick=True, compiles=False, visits=3)
-    outcome = suite.run(
-        [layer_norm.LAYER_NORM, layer_norm.RMS_NORM],
-        "cpu",
-        ["cpu"],
-        settings,
-        progress=lambda text, *_: order.append(text.removesuffix(", visit 2").removesuffix(", visit 3")),
-        finished=lambda op, rows: done.append((op.name, len(order))),
-        only=["1x8"],
-    )
-    cases = [
-        f"{op}: 1x8 call overhead float32, {mode}"
-        for op in ("layer_norm", "rms_norm")
-        for mode in ("forward", "backward")
-    ]
-    assert order == cases * 3 + ["ceilings again"]
-    assert done == [("layer_norm", 12), ("rms_norm", 12)]  # once each, with the samples of all visits
-    assert all(row.timed for rows in outcome.rows.values() for row in rows if row.ours)
-
-
-def test_who_takes_long_is_visited_less_often_and_nobody_past_the_end(monkeypatch):
-    settings = runner.Settings(seconds=1.0, quick=True, visits=24)
-    found = runner.Measurement(runner.Job(layer_norm.LAYER_NORM, NORM, "forward", [], CEILINGS, settings))
-    for shortest, count in ((0.001, 24), (0.0625, 16), (10.0, runner.FEWEST_VISITS)):
-        found.shortest = shortest
-        due = [visit for visit in range(1, 25) if found.due(visit)]
-        gaps = {b - a for a, b in zip(due, due[1:], strict=False)}
-        assert len(due) == count and due[-1] == 24 and max(gaps) - min(gaps) <= 1
-    times, texts = iter(range(1000)), []
-    monkeypatch.setattr(suite.time, "monotonic", lambda: float(next(times)))
-    limited = runner.Settings(0.001, quick=True, compiles=False, visits=100, longest=30.0)
-    suite.run([layer_norm.RMS_NORM], "cpu", ["cpu"], limited, lambda text, *_: texts.append(text), only=["1x8"])
-    assert 10 < len([text for text in texts if "visit" in text]) < 30  # the clock of this test ticks at every look
-
-
-def test_who_breaks_in_a_later_visit_has_no_time():
-    def make(case, device):
-        calls.append(0)
-        if len(calls) > 1:
-            return lambda **values: 1 / 0
-        return honest(case, device)
-
-    calls = []
-    settings = runner.Settings(seconds=0.002, quick=True, compiles=False, visits=2)
-    pair = [provider("bad", make), provider("good", honest, "cpu")]
-    found = runner.measure(runner.Job(layer_norm.LAYER_NORM, NORM, "forward", pair, CEILINGS, settings))
-    assert found.rows[1].ratio > 0
-    found.visit()
-    bad, good = found.rows
-    assert bad.status.startswith("failed: ZeroDivisionError") and not bad.timed and math.isnan(bad.ratio)
-    assert good.timed and math.isnan(good.ratio)  # nobody is left to compare it with
 
 
 def test_counts_by_hand():
@@ -410,7 +259,3 @@ def test_gate_alone_has_errors_and_no_times(tmp_path, monkeypatch, capsys):
     assert cli.main([*words, "--out", str(tmp_path)]) == 0
     found = [row for row in rows.read_csv(tmp_path / "layer_norm.quick.csv") if row.status == "ok"]
     assert found and not any(row.timed for row in found) and all(row.error <= row.budget for row in found)
-
-
-def test_ratio_where_the_slow_have_samples_of_the_first_rounds_alone():
-    assert runner.paired_ratio([2.0, 2.0, 2.0, 9.0, 9.0], [1.0, 1.0, 1.0]) == 2.0

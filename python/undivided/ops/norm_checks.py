@@ -14,7 +14,7 @@ def check_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     is_float("x", x)
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., columns) with at least one column")
-    columns, device = x.shape[-1:], x.device
+    columns = x.shape[-1:]
     is_number("eps", eps)
     if not eps >= 0:
         raise ValueError(f"eps = {eps} must be at least 0")
@@ -22,11 +22,10 @@ def check_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
         if value is not None:
             is_float(name, value)
             has_shape(name, value, columns, "(columns,)")
-            if value.device != device:
-                same_device("x", x, name, value)
+            same_device("x", x, name, value)
     if bias is not None and weight is None:
         raise ValueError("bias is given without weight; allowed: both, weight alone, or neither")
-    if bias is not None and weight is not None and weight.dtype != bias.dtype:
+    if bias is not None and weight is not None:
         same_dtype("weight", weight, "bias", bias)
     if residual is not None:
         is_like("residual", residual, x.shape, "x's shape", "x", x)
