@@ -3,6 +3,7 @@
 //   UNDIVIDED_BINDINGS(layer_norm, module) { module.def("layer_norm_forward", ...); }
 //
 // Functions take addresses of tensor data as integers, sizes, strides and codes of dtypes; checks are made in Python.
+// Those of *_direct.cpp take tensors and look at them themselves (exchange.h).
 #pragma once
 
 #include <pybind11/pybind11.h>

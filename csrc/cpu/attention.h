@@ -55,7 +55,7 @@ constexpr int64_t kGradientAlign = 16;
 struct AttentionForward {
   AttentionCall call;
   Rows out;                // q's dtype
-  float* lse;              // (batch, nheads, seqlen_q), or (nheads, total_q) with b = 0
+  float* lse;              // (batch, nheads, seqlen_q), or (nheads, total_q) with b = 0; null where nobody needs it
   int64_t lse_b, lse_h;
   bool in_tiles;           // few queries, too, sum in the order of many
 };

@@ -20,10 +20,13 @@ void finish_rows(const AttentionForward& job, const Sequence& sequence, int64_t 
     total = total * shrink + exp2<5>(sink - higher);
     top = higher;
   }
-  const Vec lse = select(empty, broadcast(-kInfinity), (top + log2(total)) * kLn2), weight = shrink / total;
-  float* lse_row = job.lse + sequence.b * job.lse_b + h * job.lse_h + sequence.first_q + i;
-  if (rows == kLanes) store(lse_row, lse);
-  if (rows < kLanes) store_part(lse_row, lse, rows);
+  const Vec weight = shrink / total;
+  if (job.lse != nullptr) {
+    const Vec lse = select(empty, broadcast(-kInfinity), (top + log2(total)) * kLn2);
+    float* lse_row = job.lse + sequence.b * job.lse_b + h * job.lse_h + sequence.first_q + i;
+    if (rows == kLanes) store(lse_row, lse);
+    if (rows < kLanes) store_part(lse_row, lse, rows);
+  }
   for (int r = 0; r < rows; ++r) {
     T* out = row_of<T>(job.out, sequence.b, h, sequence.first_q + i + r);
     if (empty[r] != 0) {  // perhaps nothing was ever summed

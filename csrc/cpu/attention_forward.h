@@ -174,9 +174,9 @@ class ForwardTask {
 // Rows past the last query: out 0, lse -inf.
 template <class T>
 void empty_rows(const AttentionForward& job, const Sequence& sequence, int64_t h, int64_t begin, int64_t end) {
-  float* lse = job.lse + sequence.b * job.lse_b + h * job.lse_h + sequence.first_q;
+  const int64_t lse = sequence.b * job.lse_b + h * job.lse_h + sequence.first_q;
   for (int64_t i = larger(begin, sequence.lenq); i < smaller(end, sequence.rows_q); ++i) {
-    lse[i] = -kInfinity;
+    if (job.lse != nullptr) job.lse[lse + i] = -kInfinity;
     T* out = row_of<T>(job.out, sequence.b, h, sequence.first_q + i);
     std::memset(out, 0, job.call.head_dim_v * sizeof(T));
   }

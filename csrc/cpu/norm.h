@@ -14,8 +14,8 @@ struct NormForward {
   const void* bias;      // (columns,), weight_dtype, or null for zeros
   void* y;               // (rows, columns), dtype
   void* summed;          // (rows, columns), dtype: x + residual; null without residual
-  float* mean;           // (rows,); null for RMS norm
-  float* rstd;           // (rows,)
+  float* mean;           // (rows,); null for RMS norm, and where nobody needs it
+  float* rstd;           // (rows,), or null where nobody needs it
   int64_t rows, columns;
   float eps;
   int dtype, weight_dtype, bias_dtype;

@@ -115,8 +115,8 @@ UNDIVIDED_INLINE void forward_rows(const NormForward& call, const ForwardColumns
   T* y = static_cast<T*>(call.y) + start;
   normalise_rows<kCentered, kRows, kStream>(x, y, summed, by_column, mean, rstd, columns);
   for (int r = 0; r < kRows; ++r) {
-    if (kCentered) call.mean[row + r] = mean[r];
-    call.rstd[row + r] = rstd[r];
+    if (kCentered && call.mean != nullptr) call.mean[row + r] = mean[r];
+    if (call.rstd != nullptr) call.rstd[row + r] = rstd[r];
   }
 }
 

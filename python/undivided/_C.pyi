@@ -1,4 +1,4 @@
-"""The compiled extension: its functions take addresses, sizes and strides, and check nothing."""
+"""The compiled extension: its functions take addresses, sizes and strides, and check nothing; *_direct take tensors."""
 
 from typing import Any
 

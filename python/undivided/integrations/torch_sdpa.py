@@ -28,6 +28,7 @@ from ..dispatch import AttentionCall, Backend, first_willing, report
 from ..ops.attention import attention, describe
 from ..ops.attention_plain import Numbers, Tensors
 from ..ops.attention_table import ATTENTION
+from ..ops.direct import attention_directly
 from ..rules import OF_THE_MACHINE, on_cpu
 from ..torch_kernels.attention import TORCH_SDPA
 from .torch_sdpa_call import NESTED, is_bottom_right, translate
@@ -181,6 +182,10 @@ def scaled_dot_product_attention(
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, bottom_right: bool = False, **words: Any) -> Tensor:
     """A call without overrides; bottom_right moves is_causal to where `undivided.attention` has it."""
     dropout_p, causal = words["dropout_p"], words["is_causal"]
+    found = _directly(query, key, value, bottom_right, **words)
+    if found is not None:
+        _count("cpu")
+        return found
     call = translate(query, key, value, **words)
     if isinstance(call, str):
         return _by_torch(call, query, key, value, bottom_right, words)
@@ -207,6 +212,31 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *, bottom_right: bool = F
     )
     assert isinstance(out, Tensor)  # a pair only where the lse is asked for
     return call.result(out)
+
+
+def _directly(
+    query: Any,
+    key: Any,
+    value: Any,
+    bottom_right: bool,
+    *,
+    attn_mask: Any,
+    dropout_p: Any,
+    is_causal: Any,
+    scale: Any,
+    enable_gqa: Any,
+) -> Tensor | None:
+    """The plainest calls, past all that follows; None for any other."""
+    if attn_mask is not None or type(dropout_p) is not float or dropout_p != 0.0:
+        return None
+    if not all(isinstance(x, Tensor) and x.dim() == 4 and not x.is_nested for x in (query, key, value)):
+        return None
+    if query.shape[1] != key.shape[1] and not enable_gqa:
+        return None
+    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    offset = 0 if is_causal and not bottom_right else None
+    out = attention_directly(_backend or "auto", q, k, v, None, offset, None, is_causal, None, scale)
+    return None if out is None else out.transpose(1, 2)
 
 
 def _objections(rows: tuple[Backend, ...], call: AttentionCall, backend: str) -> str:

@@ -16,6 +16,7 @@ from .attention_plain import Numbers, Tensors, wants_gradient
 from .attention_rotary import turned
 from .attention_table import ATTENTION
 from .checks import autocast_to, is_flag, last_contiguous
+from .direct import attention_directly
 from .registration import by_registered_op
 from .rotary_checks import check_pair
 
@@ -89,6 +90,11 @@ def attention(
         NotImplementedError: a second or forward-mode derivative, or a torch.func transform, of a kernel; the reference
             has them all.
     """
+    few_words = mask is query_lengths is softcap is sinks is seed is rotary is None and return_lse is False
+    if few_words and type(dropout_p) is float and dropout_p == 0.0:
+        found = attention_directly(backend, q, k, v, key_lengths, query_offset, bias, causal, window, scale)
+        if found is not None:
+            return found
     q, k, v = autocast_to(q, k, v)  # type: ignore[assignment]
     checks.check_qkv(q, k, v, dims=4)
     batch, seqlen_q, nheads, head_dim = q.shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..dispatch import DecodeCall, choose
+from ..dispatch import DecodeCall, choose, load
 from ..reference import ALiBi, RelativeBias
 from ..reference.precision import autocasting
 from . import attention_decode_checks as checks
@@ -13,6 +13,7 @@ from .attention_decode_call import apply
 from .attention_decode_plain import Numbers, Tensors
 from .attention_decode_table import ATTENTION_DECODE
 from .checks import is_flag, last_contiguous
+from .direct import DIRECT, may_go_directly, relative_words
 from .rotary_checks import check_pair
 
 
@@ -82,6 +83,15 @@ def attention_decode(
         NotImplementedError: gradients are enabled and an input requires one, or a torch.func transform is active.
         BackendRefused: the backend asked for cannot run the call; the text says why, for every backend.
     """
+    few_words = softcap is sinks is rotary is block_table is None and return_lse is False
+    if few_words and may_go_directly(backend, q, k_cache, v_cache, k, v):
+        relative = relative_words(bias)
+        if relative is not None:
+            found: Tensor | None = load(DIRECT).attention_decode(
+                q, k_cache, v_cache, cache_lengths, k, v, relative, causal, window, scale
+            )
+            if found is not None:
+                return found
     if isinstance(q, Tensor) and isinstance(k_cache, Tensor) and autocasting(q):
         q, k, v = (value.to(k_cache.dtype) if isinstance(value, Tensor) else value for value in (q, k, v))  # type: ignore[assignment]
     longest = checks.check_caches(q, k_cache, v_cache, block_table)

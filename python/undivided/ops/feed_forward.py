@@ -13,6 +13,7 @@ from .. import reference
 from ..dispatch import FeedForwardCall, choose, load
 from .checks import autocast_to, is_float, is_like, last_contiguous
 from .derivatives import first_derivatives_only, refuse_transforms
+from .direct import DIRECT, may_go_directly
 from .feed_forward_table import FEED_FORWARD
 from .norm_checks import wants_grad
 from .registration import by_registered_op, register, register_gradient
@@ -49,6 +50,10 @@ def feed_forward(
         NotImplementedError: a second or forward-mode derivative, or a torch.func transform, of a kernel; the reference
             has them all.
     """
+    if may_go_directly(backend, x, w_in, b_in, w_out, b_out, w_gate):
+        found: Tensor | None = load(DIRECT).feed_forward(x, w_in, b_in, w_out, b_out, activation, w_gate)
+        if found is not None:
+            return found
     x, w_in, b_in, w_out, b_out, w_gate = autocast_to(x, w_in, b_in, w_out, b_out, w_gate)  # type: ignore[assignment]
     _check(x, w_in, b_in, w_out, b_out, activation, w_gate)
     d_ff, d_model = w_in.shape

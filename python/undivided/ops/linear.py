@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..dispatch import load
 from ..products import FLOATS, MOST_WIDENED, by_onednn, by_widening, for_few_rows, product, widened
 from ..reference.precision import autocasting
+from .direct import DIRECT, may_go_directly
 
 PLAIN = (Tensor, torch.nn.Parameter)  # a subclass, such as a sharded tensor, has its own rules for torch's op alone
 
@@ -54,21 +56,27 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """x w^T + bias, as torch.nn.functional.linear: x (..., k), w (n, k), bias (n,) or None -> (..., n), of any dtype.
 
     On a CPU it takes what is faster than torch's choice (`undivided.products`); under autocast too, where bfloat16 is
-    widened: then the weights are not rounded first. Under torch.compile and torch.func it is torch's own.
+    widened: then the weights are not rounded first. Under torch.compile, torch.jit.trace and torch.func it is torch's
+    own.
     Raises: what torch's raises.
     """
+    if may_go_directly("auto", x, w, bias):
+        found: Tensor | None = load(DIRECT).linear(x, w, bias)
+        if found is not None:
+            return found
+    if type(x) not in PLAIN or type(w) not in PLAIN or not (bias is None or type(bias) in PLAIN):
+        return F.linear(x, w, bias)
     autocast = autocasting(x)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     if (
-        type(x) not in PLAIN
-        or type(w) not in PLAIN
-        or not (x.dtype in FLOATS and w.dtype in FLOATS if autocast else w.dtype == dtype)
+        not (x.dtype in FLOATS and w.dtype in FLOATS if autocast else w.dtype == dtype)
         or w.dim() != 2
         or x.dim() < 2
         or x.shape[-1] != w.shape[1]
         or x.device != w.device
         or not (bias is None or (bias.dtype == w.dtype and bias.device == w.device and bias.shape == w.shape[:1]))
         or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
     ):
         return F.linear(x, w, bias)
     few = None if autocast else for_few_rows(x, w)

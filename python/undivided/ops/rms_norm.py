@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
-from ..dispatch import choose
+from ..dispatch import choose, load
 from . import norm_autograd
+from .direct import DIRECT, may_go_directly
 from .norm_checks import check_norm, describe, kernel_weight, wants_grad, widest
 from .norm_table import RMS_NORM
 
@@ -39,6 +40,10 @@ def rms_norm(
         NotImplementedError: a second or forward-mode derivative, or a torch.func transform, of a kernel; the reference
             has them all.
     """
+    if may_go_directly(backend, x, weight, residual):
+        found: Tensor | tuple[Tensor, Tensor] | None = load(DIRECT).rms_norm(x, weight, eps, residual)
+        if found is not None:
+            return found
     x, residual = widest(x, residual)
     check_norm(x, weight, None, eps, residual)
     row = choose(RMS_NORM, describe(x, residual, wants_grad(x, weight, residual)), backend)

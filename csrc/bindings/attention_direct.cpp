@@ -1,0 +1,152 @@
+// Attention without gradients, over keys or over caches of them, straight from the op's arguments: true where it ran,
+// false where a check in Python must look.
+#include <cmath>
+
+#include "../cpu/attention.h"
+#include "../cpu/dtype.h"
+
+#include "exchange.h"
+#include "registry.h"
+
+namespace {
+
+using namespace undivided;
+using pybind11::handle;
+
+// (batch, seqlen, nheads, head_dim), anywhere but for the last.
+bool rows_of(handle object, int dtype, TensorView& view) {
+  return view_of(object, view) && view.dims == 4 && view.kernel_dtype() == dtype && view.strides[3] == 1;
+}
+
+Rows rows(const TensorView& view) { return {view.data, view.strides[0], view.strides[1], view.strides[2]}; }
+
+// int32 (batch,), from 0 to most, or null for None.
+bool lengths_of(handle object, int64_t batch, int64_t most, const int32_t*& lengths) {
+  TensorView view;
+  if (object.is_none()) return true;
+  if (!view_of(object, view) || !view.is_int32() || view.dims != 1 || view.shape[0] != batch) return false;
+  if (!view.contiguous()) return false;
+  lengths = static_cast<const int32_t*>(view.data);
+  for (int64_t b = 0; b < batch; ++b) {
+    if (lengths[b] < 0 || lengths[b] > most) return false;
+  }
+  return true;
+}
+
+// A relative bias: table float32 (num_buckets, nheads), buckets int32 (2 * span + 1,), both or neither.
+bool read_bias(handle table, handle buckets, AttentionCall& call) {
+  if (table.is_none()) return true;
+  TensorView by_bucket, by_distance;
+  if (!view_of(table, by_bucket) || by_bucket.kernel_dtype() != kFloat32 || by_bucket.dims != 2) return false;
+  if (!view_of(buckets, by_distance) || by_bucket.shape[1] != call.nheads) return false;
+  call.table = static_cast<const float*>(by_bucket.data);
+  call.table_row = by_bucket.strides[0];
+  call.table_column = by_bucket.strides[1];
+  call.buckets = static_cast<const int32_t*>(by_distance.data);
+  call.span = by_distance.shape[0] / 2;
+  return true;
+}
+
+// None, or an int from low to high.
+bool whole_of(handle object, int64_t low, int64_t high, bool& given, int64_t& value) {
+  if (object.is_none()) return true;
+  if (PyLong_CheckExact(object.ptr()) == 0) return false;
+  int overflow = 0;
+  value = PyLong_AsLongLongAndOverflow(object.ptr(), &overflow);
+  given = true;
+  return overflow == 0 && low <= value && value <= high;
+}
+
+// What the op's words of these names may be.
+struct Words {
+  handle causal, window, scale;
+};
+
+constexpr int64_t kFar = int64_t{1} << 29;
+
+bool read_words(const Words& words, AttentionCall& call) {
+  if (PyBool_Check(words.causal.ptr()) == 0) return false;
+  if (!words.window.is_none()) {
+    PyObject* window = words.window.ptr();
+    if (PyTuple_CheckExact(window) == 0 || PyTuple_GET_SIZE(window) != 2) return false;
+    if (!whole_of(PyTuple_GET_ITEM(window, 0), 0, kFar, call.has_left, call.left)) return false;
+    if (!whole_of(PyTuple_GET_ITEM(window, 1), 0, kFar, call.has_right, call.right)) return false;
+  }
+  if (words.causal.ptr() == Py_True) {
+    call.has_right = true;
+    call.right = 0;
+  }
+  double factor = 1 / std::sqrt(call.head_dim);
+  if (!words.scale.is_none() && !number_of(words.scale, factor)) return false;
+  call.scale = static_cast<float>(factor);
+  return true;
+}
+
+// q and out (batch, seqlen_q, nheads, head_dim), out contiguous; k and v with the same head_dim.
+bool read(handle q, handle k, handle v, handle table, handle buckets, handle out, const Words& words, int threads,
+          AttentionForward& job) {
+  AttentionCall& call = job.call;
+  TensorView queries, keys, values, result;
+  if (!view_of(q, queries)) return false;
+  call.dtype = queries.kernel_dtype();
+  if (call.dtype < 0 || !rows_of(q, call.dtype, queries) || !rows_of(k, call.dtype, keys)) return false;
+  if (!rows_of(v, call.dtype, values) || !rows_of(out, call.dtype, result)) return false;
+  if (!result.same_shape(queries) || !result.contiguous()) return false;
+  call.batch = queries.shape[0];
+  call.seqlen_q = queries.shape[1];
+  call.nheads = queries.shape[2];
+  call.head_dim = call.head_dim_v = queries.shape[3];
+  call.seqlen_k = keys.shape[1];
+  call.nheads_kv = keys.shape[2];
+  if (call.head_dim < 8 || call.head_dim > 256 || call.nheads % call.nheads_kv != 0) return false;
+  if (keys.shape[0] != call.batch || keys.shape[3] != call.head_dim || !values.same_shape(keys)) return false;
+  call.q = rows(queries);
+  call.k = rows(keys);
+  call.v = rows(values);
+  call.threads = threads;
+  job.out = rows(result);
+  return read_bias(table, buckets, call) && read_words(words, call);
+}
+
+bool attention_direct(handle q, handle k, handle v, handle key_lengths, handle query_offset, handle table,
+                      handle buckets, handle out, handle causal, handle window, handle scale, int threads) {
+  AttentionForward job{};
+  AttentionCall& call = job.call;
+  if (!read(q, k, v, table, buckets, out, {causal, window, scale}, threads, job)) return false;
+  if (!lengths_of(key_lengths, call.batch, call.seqlen_k, call.key_lengths)) return false;
+  call.shift = call.seqlen_k - call.seqlen_q;
+  if (!whole_of(query_offset, -kFar, kFar, call.own_shift, call.shift)) return false;
+  without_lock(UNDIVIDED_PICK(attention_forward), job);
+  return true;
+}
+
+// k and v, both or neither: (batch, seqlen_new, nheads_kv, head_dim).
+bool attention_decode_direct(handle q, handle k_cache, handle v_cache, handle cache_lengths, handle k, handle v,
+                             handle table, handle buckets, handle out, handle causal, handle window, handle scale,
+                             int threads) {
+  AttentionDecode job{};
+  AttentionCall& call = job.attention.call;
+  if (!read(q, k_cache, v_cache, table, buckets, out, {causal, window, scale}, threads, job.attention)) return false;
+  if (k.is_none() != v.is_none()) return false;
+  if (!k.is_none()) {
+    TensorView keys, values, cache;
+    if (!rows_of(k, call.dtype, keys) || !rows_of(v, call.dtype, values) || !values.same_shape(keys)) return false;
+    if (keys.shape[0] != call.batch || keys.shape[2] != call.nheads_kv || keys.shape[3] != call.head_dim) return false;
+    if (!view_of(k_cache, cache) || cache.expanded() || !view_of(v_cache, cache) || cache.expanded()) return false;
+    job.k = rows(keys);
+    job.v = rows(values);
+    job.seqlen_new = keys.shape[1];
+  }
+  if (!lengths_of(cache_lengths, call.batch, call.seqlen_k - job.seqlen_new, job.cache_lengths)) return false;
+  if (job.cache_lengths == nullptr) return false;
+  job.block_size = call.seqlen_k;
+  without_lock(UNDIVIDED_PICK(attention_decode), job);
+  return true;
+}
+
+}  // namespace
+
+UNDIVIDED_BINDINGS(attention_direct, module) {
+  module.def("attention_direct", &attention_direct);
+  module.def("attention_decode_direct", &attention_decode_direct);
+}

@@ -1,0 +1,104 @@
+"""Calls that go to a kernel as they are, past the checks and the choice of a backend.
+
+In a step of decoding the kernels of a small model take some 10 microseconds each, and Python as long before each of
+them; where weights have filled the caches meanwhile, several times as long. So the plainest calls, without gradients
+and all that needs a word in Python, are read and checked in C++. Where a check does not hold the answer is None, and
+the op goes its usual way: what a call may be, and what is said of a bad one, stands there alone.
+
+Each function takes arguments of the op of its name and gives what that returns, or None.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from .feed_forward import ACTIVATIONS
+from .linear import MOST_ROWS
+
+_C.set_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), Tensor, torch.nn.Parameter)
+
+
+Relative = tuple[Tensor, Tensor] | tuple[None, None]  # the table and the rows of it by distance, of a relative bias
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_lengths: Tensor | None,
+    query_offset: int | Tensor | None,
+    relative: Relative,
+    *words: Any,  # causal, window, scale
+) -> Tensor | None:
+    out, threads = torch.empty_like(q, memory_format=torch.contiguous_format), torch.get_num_threads()
+    ran = _C.attention_direct(q, k, v, key_lengths, query_offset, *relative, out, *words, threads)
+    return out if ran else None
+
+
+def attention_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_lengths: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    relative: Relative,
+    *words: Any,  # causal, window, scale
+) -> Tensor | None:
+    out, threads = torch.empty_like(q, memory_format=torch.contiguous_format), torch.get_num_threads()
+    ran = _C.attention_decode_direct(q, k_cache, v_cache, cache_lengths, k, v, *relative, out, *words, threads)
+    return out if ran else None
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None
+) -> Tensor | tuple[Tensor, Tensor] | None:
+    y = torch.empty_like(x)
+    if residual is None:
+        ran = _C.layer_norm_direct(x, None, weight, bias, y, None, eps, torch.get_num_threads())
+        return y if ran else None
+    summed = torch.empty_like(x)
+    ran = _C.layer_norm_direct(x, residual, weight, bias, y, summed, eps, torch.get_num_threads())
+    return (y, summed) if ran else None
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor | None, eps: float, residual: Tensor | None
+) -> Tensor | tuple[Tensor, Tensor] | None:
+    y = torch.empty_like(x)
+    if residual is None:
+        ran = _C.rms_norm_direct(x, None, weight, None, y, None, eps, torch.get_num_threads())
+        return y if ran else None
+    summed = torch.empty_like(x)
+    ran = _C.rms_norm_direct(x, residual, weight, None, y, summed, eps, torch.get_num_threads())
+    return (y, summed) if ran else None
+
+
+def _few_rows(x: Tensor) -> bool:
+    return x.dim() > 1 and x.numel() <= MOST_ROWS * x.shape[-1]
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor | None:
+    if not _few_rows(x) or not isinstance(w, Tensor) or w.dim() != 2:
+        return None
+    y = x.new_empty(*x.shape[:-1], w.shape[0])
+    return y if _C.linear_direct(x, w, bias, y, torch.get_num_threads()) else None
+
+
+def feed_forward(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    activation: str,
+    w_gate: Tensor | None,
+) -> Tensor | None:
+    if not _few_rows(x) or type(activation) is not str or activation not in ACTIVATIONS:
+        return None
+    y, code, threads = torch.empty_like(x), ACTIVATIONS[activation], torch.get_num_threads()
+    return y if _C.feed_forward_direct(x, w_in, b_in, w_out, b_out, code, w_gate, y, threads) else None

@@ -1,0 +1,97 @@
+"""Whether a call may go to its kernel directly, as `undivided.cpu.direct` does."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import rules
+from ..dispatch import load
+from ..invariance import invariant
+from ..reference import RelativeBias
+from .attention_checks import check_relative_bias
+from .checks import FLOATS, is_plain
+
+DIRECT = "undivided.cpu.direct"
+POSSIBLE = rules.EXTENSION_MISSING is None and hasattr(
+    Tensor, "__dlpack_c_exchange_api__"
+)  # which torch has from 2.10 on
+
+
+def may_go_directly(backend: str, x: Any, *others: Any) -> bool:
+    """x is a plain dense tensor on a CPU, neither it nor others want a gradient, and there is nothing around the call
+    that an op must heed: autocast, tracing, transforms, tangents, batch_invariant."""
+    return (
+        POSSIBLE
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(x) is Tensor
+        and x.is_cpu
+        and x.layout is torch.strided
+        and not x.is_nested
+        and backend in ("auto", "cpu")
+        and not (torch.is_grad_enabled() and _any_requires_grad(x, *others))
+        and not torch._C._is_any_autocast_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not invariant()
+    )
+
+
+def _any_requires_grad(*values: Any) -> bool:
+    for value in values:  # a third of the time of any() with a generator
+        if isinstance(value, Tensor) and value.requires_grad:
+            return True
+    return False
+
+
+def attention_directly(
+    backend: str,
+    q: Any,
+    k: Any,
+    v: Any,
+    key_lengths: Any,
+    query_offset: Any,
+    bias: Any,
+    *words: Any,  # causal, window, scale
+) -> Tensor | None:
+    """out of `attention` with these words and no others; None where it must go its usual way."""
+    if not may_go_directly(backend, q, k, v):
+        return None
+    if backend == "auto" and rules.TILES and q.dtype == torch.bfloat16:  # as faster_than_tiles says
+        return None
+    relative = relative_words(bias)
+    if relative is None:
+        return None
+    found: Tensor | None = load(DIRECT).attention(q, k, v, key_lengths, query_offset, relative, *words)
+    return found
+
+
+def relative_words(bias: Any) -> tuple[Tensor, Tensor] | tuple[None, None] | None:
+    """(table, its rows by distance) of a relative bias, nothing of no bias; None where the op must look at it."""
+    if bias is None:
+        return None, None
+    if type(bias) is not RelativeBias or type(bias.max_distance) is not int or type(bias.bidirectional) is not bool:
+        return None
+    table = bias.table
+    if not is_plain(table) or table.dtype not in FLOATS or table.dim() != 2:
+        return None
+    if torch.is_grad_enabled() and table.requires_grad:
+        return None
+    buckets = _buckets(table.shape[0], bias.max_distance, bias.bidirectional)
+    return None if buckets is None else (table.float(), buckets)
+
+
+@lru_cache(maxsize=64)
+def _buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor | None:
+    """None where the numbers are not allowed."""
+    try:
+        check_relative_bias(RelativeBias(torch.empty(num_buckets, 1), max_distance, bidirectional), 1, torch.empty(1))
+    except ValueError:
+        return None
+    span = max(max_distance, num_buckets)
+    return load("undivided.cpu.attention_call").buckets_by_distance(span, num_buckets, max_distance, bidirectional)
