@@ -86,6 +86,15 @@ def test_fullgraph_gives_the_same_result_and_gradients(backend, part):
     agree(results(compiled, 7, p, backend), results(part, 7, p, backend))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("part", [block, turned], ids=["block", "turned"])
+def test_a_graph_of_torch_jit_trace_gives_the_result_for_other_inputs(part):
+    (x, lengths), p = batch(7), {name: value.detach() for name, value in parameters().items()}
+    other = random(*x.shape, seed=1)
+    traced = torch.jit.trace(lambda x: part(x, lengths, p), x, check_trace=False)
+    torch.testing.assert_close(traced(other), part(other, lengths, p))
+
+
 @pytest.mark.slow
 def test_inductor_gives_the_same_result_and_gradients():
     p = parameters()

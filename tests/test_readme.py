@@ -91,7 +91,7 @@ def test_claims_suit_their_tasks(command):
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in (*BY_CI, *CLAIMED)])
-def test_commands_run(command, folder, monkeypatch, capsys):
+def test_commands_run(command, folder, monkeypatch, capsys, little_to_collect):
     monkeypatch.chdir(folder)
     words = shlex.split(command)
     while "=" in words[0]:  # a variable of the environment

@@ -16,9 +16,9 @@ LIBRARY = torch.library.Library("undivided", "FRAGMENT")
 
 
 def by_registered_op(value: torch.Tensor) -> bool:
-    """Whether a call must go through the registered op: torch.compile traces it, and subclasses of Tensor have rules of
-    their own for it."""
-    return torch.compiler.is_compiling() or not is_plain(value)
+    """Whether a call must go through the registered op: torch.compile traces it, torch.jit.trace writes it down, and
+    subclasses of Tensor have rules of their own for it."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain(value)
 
 
 def register(name: str, schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> None:
