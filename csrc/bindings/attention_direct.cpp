@@ -1,5 +1,6 @@
-// Attention without gradients, over keys or over caches of them, straight from the op's arguments: true where it ran,
-// false where a check in Python must look.
+// Attention, over keys or over caches of them, straight from the op's arguments: true where it ran, false where a check
+// in Python must look.
+#include <algorithm>
 #include <cmath>
 
 #include "../cpu/attention.h"
@@ -82,16 +83,13 @@ bool read_words(const Words& words, AttentionCall& call) {
   return true;
 }
 
-// q and out (batch, seqlen_q, nheads, head_dim), out contiguous; k and v with the same head_dim.
-bool read(handle q, handle k, handle v, handle table, handle buckets, handle out, const Words& words, int threads,
-          AttentionForward& job) {
-  AttentionCall& call = job.call;
-  TensorView queries, keys, values, result;
+// q (batch, seqlen_q, nheads, head_dim); k and v with the same head_dim.
+bool read(handle q, handle k, handle v, handle table, handle buckets, const Words& words, AttentionCall& call) {
+  TensorView queries, keys, values;
   if (!view_of(q, queries)) return false;
   call.dtype = queries.kernel_dtype();
   if (call.dtype < 0 || !rows_of(q, call.dtype, queries) || !rows_of(k, call.dtype, keys)) return false;
-  if (!rows_of(v, call.dtype, values) || !rows_of(out, call.dtype, result)) return false;
-  if (!result.same_shape(queries) || !result.contiguous()) return false;
+  if (!rows_of(v, call.dtype, values)) return false;
   call.batch = queries.shape[0];
   call.seqlen_q = queries.shape[1];
   call.nheads = queries.shape[2];
@@ -103,30 +101,61 @@ bool read(handle q, handle k, handle v, handle table, handle buckets, handle out
   call.q = rows(queries);
   call.k = rows(keys);
   call.v = rows(values);
-  call.threads = threads;
-  job.out = rows(result);
   return read_bias(table, buckets, call) && read_words(words, call);
 }
 
-bool attention_direct(handle q, handle k, handle v, handle key_lengths, handle query_offset, handle table,
-                      handle buckets, handle out, handle causal, handle window, handle scale, int threads) {
-  AttentionForward job{};
-  AttentionCall& call = job.call;
-  if (!read(q, k, v, table, buckets, out, {causal, window, scale}, threads, job)) return false;
+// out like q, lse float32 (batch, nheads, seqlen_q) or None, both contiguous.
+bool outputs_of(handle out, handle lse, AttentionForward& job) {
+  const AttentionCall& call = job.call;
+  TensorView result, sums;
+  if (!rows_of(out, call.dtype, result) || !result.contiguous()) return false;
+  const int64_t shape[] = {call.batch, call.seqlen_q, call.nheads, call.head_dim};
+  if (!std::equal(shape, shape + 4, result.shape)) return false;
+  job.out = rows(result);
+  if (lse.is_none()) return true;
+  const int64_t rows_of_lse[] = {call.batch, call.nheads, call.seqlen_q};
+  if (!view_of(lse, sums) || sums.kernel_dtype() != kFloat32 || sums.dims != 3 || !sums.contiguous()) return false;
+  if (!std::equal(rows_of_lse, rows_of_lse + 3, sums.shape)) return false;
+  job.lse = static_cast<float*>(sums.data);
+  job.lse_b = call.nheads * call.seqlen_q;
+  job.lse_h = call.seqlen_q;
+  return true;
+}
+
+bool read_all(handle q, handle k, handle v, handle key_lengths, handle query_offset, handle table, handle buckets,
+              const Words& words, AttentionCall& call) {
+  if (!read(q, k, v, table, buckets, words, call)) return false;
   if (!lengths_of(key_lengths, call.batch, call.seqlen_k, call.key_lengths)) return false;
   call.shift = call.seqlen_k - call.seqlen_q;
-  if (!whole_of(query_offset, -kFar, kFar, call.own_shift, call.shift)) return false;
+  return whole_of(query_offset, -kFar, kFar, call.own_shift, call.shift);
+}
+
+// Whether the kernels take the call as it is.
+bool attention_fits(handle q, handle k, handle v, handle key_lengths, handle query_offset, handle table, handle buckets,
+                    handle causal, handle window, handle scale) {
+  AttentionCall call{};
+  return read_all(q, k, v, key_lengths, query_offset, table, buckets, {causal, window, scale}, call);
+}
+
+bool attention_direct(handle q, handle k, handle v, handle key_lengths, handle query_offset, handle table,
+                      handle buckets, handle causal, handle window, handle scale, handle out, handle lse, int threads) {
+  AttentionForward job{};
+  if (!read_all(q, k, v, key_lengths, query_offset, table, buckets, {causal, window, scale}, job.call)) return false;
+  if (!outputs_of(out, lse, job)) return false;
+  job.call.threads = threads;
   without_lock(UNDIVIDED_PICK(attention_forward), job);
   return true;
 }
 
 // k and v, both or neither: (batch, seqlen_new, nheads_kv, head_dim).
 bool attention_decode_direct(handle q, handle k_cache, handle v_cache, handle cache_lengths, handle k, handle v,
-                             handle table, handle buckets, handle out, handle causal, handle window, handle scale,
+                             handle table, handle buckets, handle causal, handle window, handle scale, handle out,
                              int threads) {
   AttentionDecode job{};
   AttentionCall& call = job.attention.call;
-  if (!read(q, k_cache, v_cache, table, buckets, out, {causal, window, scale}, threads, job.attention)) return false;
+  if (!read(q, k_cache, v_cache, table, buckets, {causal, window, scale}, call)) return false;
+  if (!outputs_of(out, pybind11::none(), job.attention)) return false;
+  call.threads = threads;
   if (k.is_none() != v.is_none()) return false;
   if (!k.is_none()) {
     TensorView keys, values, cache;
@@ -147,6 +176,7 @@ bool attention_decode_direct(handle q, handle k_cache, handle v_cache, handle ca
 }  // namespace
 
 UNDIVIDED_BINDINGS(attention_direct, module) {
+  module.def("attention_fits", &attention_fits);
   module.def("attention_direct", &attention_direct);
   module.def("attention_decode_direct", &attention_decode_direct);
 }

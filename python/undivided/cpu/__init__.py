@@ -47,3 +47,8 @@ def _connect() -> None:
 
 
 _connect()
+
+# Whether bindings can look at tensors themselves (csrc/bindings/exchange.h): torch has what it takes from 2.10 on.
+READS_TENSORS: bool = _C.set_exchange(
+    getattr(torch.Tensor, "__dlpack_c_exchange_api__", None), torch.Tensor, torch.nn.Parameter
+)

@@ -5,7 +5,7 @@ them; where weights have filled the caches meanwhile, several times as long. So 
 and all that needs a word in Python, are read and checked in C++. Where a check does not hold the answer is None, and
 the op goes its usual way: what a call may be, and what is said of a bad one, stands there alone.
 
-Each function takes arguments of the op of its name and gives what that returns, or None.
+Each function but norm takes arguments of the op of its name; all give what the op returns, or None.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .. import _C
 from .feed_forward import ACTIVATIONS
 from .linear import MOST_ROWS
 
-_C.set_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None), Tensor, torch.nn.Parameter)
-
-
 Relative = tuple[Tensor, Tensor] | tuple[None, None]  # the table and the rows of it by distance, of a relative bias
+
+
+attention_fits = _C.attention_fits  # (q, k, v, key_lengths, query_offset, *relative, *words)
 
 
 def attention(
@@ -35,7 +35,7 @@ def attention(
     *words: Any,  # causal, window, scale
 ) -> Tensor | None:
     out, threads = torch.empty_like(q, memory_format=torch.contiguous_format), torch.get_num_threads()
-    ran = _C.attention_direct(q, k, v, key_lengths, query_offset, *relative, out, *words, threads)
+    ran = _C.attention_direct(q, k, v, key_lengths, query_offset, *relative, *words, out, None, threads)
     return out if ran else None
 
 
@@ -50,32 +50,22 @@ def attention_decode(
     *words: Any,  # causal, window, scale
 ) -> Tensor | None:
     out, threads = torch.empty_like(q, memory_format=torch.contiguous_format), torch.get_num_threads()
-    ran = _C.attention_decode_direct(q, k_cache, v_cache, cache_lengths, k, v, *relative, out, *words, threads)
+    ran = _C.attention_decode_direct(q, k_cache, v_cache, cache_lengths, k, v, *relative, *words, out, threads)
     return out if ran else None
 
 
-def layer_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None
-) -> Tensor | tuple[Tensor, Tensor] | None:
-    y = torch.empty_like(x)
-    if residual is None:
-        ran = _C.layer_norm_direct(x, None, weight, bias, y, None, eps, torch.get_num_threads())
-        return y if ran else None
-    summed = torch.empty_like(x)
-    ran = _C.layer_norm_direct(x, residual, weight, bias, y, summed, eps, torch.get_num_threads())
-    return (y, summed) if ran else None
+norm_fits = _C.norm_fits  # (x, residual, weight, bias, eps): whether `norm` would take them
+NORMS = {"layer_norm": _C.layer_norm_direct, "rms_norm": _C.rms_norm_direct}
 
 
-def rms_norm(
-    x: Tensor, weight: Tensor | None, eps: float, residual: Tensor | None
+def norm(
+    op: str, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor | tuple[Tensor, Tensor] | None:
-    y = torch.empty_like(x)
-    if residual is None:
-        ran = _C.rms_norm_direct(x, None, weight, None, y, None, eps, torch.get_num_threads())
-        return y if ran else None
-    summed = torch.empty_like(x)
-    ran = _C.rms_norm_direct(x, residual, weight, None, y, summed, eps, torch.get_num_threads())
-    return (y, summed) if ran else None
+    """layer_norm or rms_norm."""
+    y, summed = torch.empty_like(x), None if residual is None else torch.empty_like(x)
+    if not NORMS[op](x, residual, weight, bias, y, summed, None, None, eps, torch.get_num_threads()):
+        return None
+    return y if summed is None else (y, summed)
 
 
 def _few_rows(x: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _C
-from . import DTYPES, address
+from . import DTYPES, READS_TENSORS, address
 
 
 def layer_norm_forward(
@@ -32,6 +32,9 @@ def layer_norm_forward(
     bias = None if bias is None else bias.contiguous()
     mean = torch.empty(rows, dtype=torch.float32)
     rstd = torch.empty(rows, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    if READS_TENSORS and _C.layer_norm_direct(x, residual, weight, bias, y, summed, mean, rstd, eps, threads):
+        return y, summed, mean, rstd
     dtype = DTYPES[x.dtype]
     _C.layer_norm_forward(
         x.data_ptr(),
@@ -48,7 +51,7 @@ def layer_norm_forward(
         dtype,
         dtype if weight is None else DTYPES[weight.dtype],
         dtype if bias is None else DTYPES[bias.dtype],
-        torch.get_num_threads(),
+        threads,
     )
     return y, summed, mean, rstd
 
@@ -77,6 +80,9 @@ def layer_norm_backward(
     dweight = None if weight is None else torch.empty_like(weight)
     parameter_dtype = x.dtype if weight is None else weight.dtype
     dbias = x.new_empty(columns, dtype=parameter_dtype) if has_bias else None
+    threads = torch.get_num_threads()
+    if READS_TENSORS and _C.layer_norm_backward_direct(dy, dsummed, x, weight, mean, rstd, dx, dweight, dbias, threads):
+        return dx, dweight, dbias
     code = DTYPES[parameter_dtype]
     _C.layer_norm_backward(
         dy.data_ptr(),
@@ -93,6 +99,6 @@ def layer_norm_backward(
         DTYPES[x.dtype],
         code,
         code,
-        torch.get_num_threads(),
+        threads,
     )
     return dx, dweight, dbias

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _C
-from . import DTYPES, address
+from . import DTYPES, READS_TENSORS, address
 
 
 def rms_norm_forward(
@@ -26,6 +26,9 @@ def rms_norm_forward(
         summed = torch.empty_like(x)
     weight = None if weight is None else weight.contiguous()
     rstd = torch.empty(rows, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    if READS_TENSORS and _C.rms_norm_direct(x, residual, weight, None, y, summed, None, rstd, eps, threads):
+        return y, summed, rstd
     dtype = DTYPES[x.dtype]
     _C.rms_norm_forward(
         x.data_ptr(),
@@ -39,7 +42,7 @@ def rms_norm_forward(
         eps,
         dtype,
         dtype if weight is None else DTYPES[weight.dtype],
-        torch.get_num_threads(),
+        threads,
     )
     return y, summed, rstd
 
@@ -64,6 +67,9 @@ def rms_norm_backward(
     rows = x.numel() // columns
     dx = torch.empty_like(x)
     dweight = None if weight is None else torch.empty_like(weight)
+    threads = torch.get_num_threads()
+    if READS_TENSORS and _C.rms_norm_backward_direct(dy, dsummed, x, weight, None, rstd, dx, dweight, None, threads):
+        return dx, dweight
     dtype = DTYPES[x.dtype]
     _C.rms_norm_backward(
         dy.data_ptr(),
@@ -77,6 +83,6 @@ def rms_norm_backward(
         columns,
         dtype,
         dtype if weight is None else DTYPES[weight.dtype],
-        torch.get_num_threads(),
+        threads,
     )
     return dx, dweight

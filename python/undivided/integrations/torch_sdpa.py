@@ -26,9 +26,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..dispatch import AttentionCall, Backend, first_willing, report
 from ..ops.attention import attention, describe
+from ..ops.attention_autograd import directly
 from ..ops.attention_plain import Numbers, Tensors
 from ..ops.attention_table import ATTENTION
-from ..ops.direct import attention_directly
 from ..rules import OF_THE_MACHINE, on_cpu
 from ..torch_kernels.attention import TORCH_SDPA
 from .torch_sdpa_call import NESTED, is_bottom_right, translate
@@ -235,7 +235,7 @@ def _directly(
         return None
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     offset = 0 if is_causal and not bottom_right else None
-    out = attention_directly(_backend or "auto", q, k, v, None, offset, None, is_causal, None, scale)
+    out = directly(_backend or "auto", q, k, v, None, offset, None, is_causal, None, scale)
     return None if out is None else out.transpose(1, 2)
 
 

@@ -11,12 +11,11 @@ from .. import reference
 from ..dispatch import AttentionCall, Backend, choose
 from ..reference import ALiBi, RelativeBias
 from . import attention_checks as checks
-from .attention_autograd import apply
+from .attention_autograd import apply, directly
 from .attention_plain import Numbers, Tensors, wants_gradient
 from .attention_rotary import turned
 from .attention_table import ATTENTION
 from .checks import autocast_to, is_flag, last_contiguous
-from .direct import attention_directly
 from .registration import by_registered_op
 from .rotary_checks import check_pair
 
@@ -92,7 +91,7 @@ def attention(
     """
     few_words = mask is query_lengths is softcap is sinks is seed is rotary is None and return_lse is False
     if few_words and type(dropout_p) is float and dropout_p == 0.0:
-        found = attention_directly(backend, q, k, v, key_lengths, query_offset, bias, causal, window, scale)
+        found = directly(backend, q, k, v, key_lengths, query_offset, bias, causal, window, scale)
         if found is not None:
             return found
     q, k, v = autocast_to(q, k, v)  # type: ignore[assignment]

@@ -84,7 +84,8 @@ def attention_decode(
         BackendRefused: the backend asked for cannot run the call; the text says why, for every backend.
     """
     few_words = softcap is sinks is rotary is block_table is None and return_lse is False
-    if few_words and may_go_directly(backend, q, k_cache, v_cache, k, v):
+    table = getattr(bias, "table", None)
+    if few_words and may_go_directly(backend, q, k_cache, v_cache, k, v, table):
         relative = relative_words(bias)
         if relative is not None:
             found: Tensor | None = load(DIRECT).attention_decode(

@@ -36,10 +36,10 @@ def first_derivatives_only(op: str, cure: str = CURE) -> Callable[..., Any]:
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         def run(ctx: Any, *douts: Tensor | None) -> Any:
+            if not torch.is_grad_enabled():  # it is on when the caller asked for create_graph
+                return backward(ctx, *douts)
             with torch.no_grad():
                 grads = backward(ctx, *douts)
-            if not torch.is_grad_enabled():  # it is on when the caller asked for create_graph
-                return grads
             sources = [t for t in (*douts, *ctx.saved_tensors) if t is not None and t.requires_grad]
             return tuple(FinalGradient.apply(text, g, *sources) if isinstance(g, Tensor) else g for g in grads)
 

@@ -22,9 +22,9 @@ POSSIBLE = rules.EXTENSION_MISSING is None and hasattr(
 )  # which torch has from 2.10 on
 
 
-def may_go_directly(backend: str, x: Any, *others: Any) -> bool:
-    """x is a plain dense tensor on a CPU, neither it nor others want a gradient, and there is nothing around the call
-    that an op must heed: autocast, tracing, transforms, tangents, batch_invariant."""
+def plain_call(backend: str, x: Any) -> bool:
+    """x is a plain dense tensor on a CPU, and there is nothing around the call that an op must heed: autocast, tracing,
+    transforms, tangents, batch_invariant."""
     return (
         POSSIBLE
         and not torch.compiler.is_compiling()
@@ -34,7 +34,6 @@ def may_go_directly(backend: str, x: Any, *others: Any) -> bool:
         and x.layout is torch.strided
         and not x.is_nested
         and backend in ("auto", "cpu")
-        and not (torch.is_grad_enabled() and _any_requires_grad(x, *others))
         and not torch._C._is_any_autocast_enabled()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
@@ -42,33 +41,16 @@ def may_go_directly(backend: str, x: Any, *others: Any) -> bool:
     )
 
 
-def _any_requires_grad(*values: Any) -> bool:
+def any_requires_grad(*values: Any) -> bool:
     for value in values:  # a third of the time of any() with a generator
         if isinstance(value, Tensor) and value.requires_grad:
             return True
     return False
 
 
-def attention_directly(
-    backend: str,
-    q: Any,
-    k: Any,
-    v: Any,
-    key_lengths: Any,
-    query_offset: Any,
-    bias: Any,
-    *words: Any,  # causal, window, scale
-) -> Tensor | None:
-    """out of `attention` with these words and no others; None where it must go its usual way."""
-    if not may_go_directly(backend, q, k, v):
-        return None
-    if backend == "auto" and rules.TILES and q.dtype == torch.bfloat16:  # as faster_than_tiles says
-        return None
-    relative = relative_words(bias)
-    if relative is None:
-        return None
-    found: Tensor | None = load(DIRECT).attention(q, k, v, key_lengths, query_offset, relative, *words)
-    return found
+def may_go_directly(backend: str, x: Any, *others: Any) -> bool:
+    """A plain call of which no gradient is wanted."""
+    return plain_call(backend, x) and not (torch.is_grad_enabled() and any_requires_grad(x, *others))
 
 
 def relative_words(bias: Any) -> tuple[Tensor, Tensor] | tuple[None, None] | None:
@@ -79,8 +61,6 @@ def relative_words(bias: Any) -> tuple[Tensor, Tensor] | tuple[None, None] | Non
         return None
     table = bias.table
     if not is_plain(table) or table.dtype not in FLOATS or table.dim() != 2:
-        return None
-    if torch.is_grad_enabled() and table.requires_grad:
         return None
     buckets = _buckets(table.shape[0], bias.max_distance, bias.bidirectional)
     return None if buckets is None else (table.float(), buckets)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
-from ..dispatch import choose, load
+from ..dispatch import choose
 from . import norm_autograd
-from .direct import DIRECT, may_go_directly
 from .norm_checks import check_norm, describe, kernel_weight, wants_grad, widest
 from .norm_table import LAYER_NORM
 
@@ -41,10 +40,9 @@ def layer_norm(
         NotImplementedError: a second or forward-mode derivative, or a torch.func transform, of a kernel; the reference
             has them all.
     """
-    if may_go_directly(backend, x, weight, bias, residual):
-        found: Tensor | tuple[Tensor, Tensor] | None = load(DIRECT).layer_norm(x, weight, bias, eps, residual)
-        if found is not None:
-            return found
+    found = norm_autograd.directly("layer_norm", backend, x, residual, weight, bias, eps)
+    if found is not None:
+        return found
     x, residual = widest(x, residual)
     check_norm(x, weight, bias, eps, residual)
     row = choose(LAYER_NORM, describe(x, residual, wants_grad(x, weight, bias, residual)), backend)

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from ..dispatch import load
 from .derivatives import first_derivatives_only, refuse_transforms
+from .direct import DIRECT, any_requires_grad, plain_call
 from .norm_checks import wants_grad
 from .registration import by_registered_op, register, register_gradient
+
+CPU = {op: f"undivided.cpu.{op}" for op in ("layer_norm", "rms_norm")}
 
 
 def launch(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> Any:
@@ -139,3 +142,19 @@ def apply(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any
     if wants_grad(x, weight, bias, residual):
         return NormFunction.apply(op, module, x, weight, bias, residual, eps)
     return launch(op, module, x, weight, bias, residual, eps)[:2]
+
+
+def directly(
+    op: str, backend: str, x: Any, residual: Any, weight: Any, bias: Any, eps: Any
+) -> Tensor | tuple[Tensor, Tensor] | None:
+    """What the op gives, past its checks and the choice of a backend; None where it must go its usual way."""
+    if not plain_call(backend, x):
+        return None
+    direct = load(DIRECT)
+    if not (torch.is_grad_enabled() and any_requires_grad(x, residual, weight, bias)):
+        found: Tensor | tuple[Tensor, Tensor] | None = direct.norm(op, x, residual, weight, bias, eps)
+        return found
+    if not direct.norm_fits(x, residual, weight, bias, eps):
+        return None
+    y, summed = NormFunction.apply(op, CPU[op], x, weight, bias, residual, eps)
+    return y if residual is None else (y, summed)

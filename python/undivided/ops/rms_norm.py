@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
-from ..dispatch import choose, load
+from ..dispatch import choose
 from . import norm_autograd
-from .direct import DIRECT, may_go_directly
 from .norm_checks import check_norm, describe, kernel_weight, wants_grad, widest
 from .norm_table import RMS_NORM
 
@@ -40,10 +39,9 @@ def rms_norm(
         NotImplementedError: a second or forward-mode derivative, or a torch.func transform, of a kernel; the reference
             has them all.
     """
-    if may_go_directly(backend, x, weight, residual):
-        found: Tensor | tuple[Tensor, Tensor] | None = load(DIRECT).rms_norm(x, weight, eps, residual)
-        if found is not None:
-            return found
+    found = norm_autograd.directly("rms_norm", backend, x, residual, weight, None, eps)
+    if found is not None:
+        return found
     x, residual = widest(x, residual)
     check_norm(x, weight, None, eps, residual)
     row = choose(RMS_NORM, describe(x, residual, wants_grad(x, weight, residual)), backend)
