@@ -31,7 +31,7 @@ bool set_exchange(pybind11::handle capsule, pybind11::handle tensor, pybind11::h
   constexpr const char* kName = "dlpack_exchange_api";
   if (PyCapsule_IsValid(capsule.ptr(), kName) == 0) return false;
   const auto* table = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), kName));
-  if (table->version.major != 1) return false;
+  if (table->version.major != 1 || table->view_from_object == nullptr) return false;
   tensor_type = tensor.inc_ref().ptr();
   parameter_type = parameter.inc_ref().ptr();
   exchange = table;

@@ -37,7 +37,7 @@ class Plan:
 
 def relative_buckets(span: int, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
     """T5's bucket, int64 (2 * span + 1,), of each distance from -span to span (Raffel et al. 2020, section 2.1)."""
-    distance = torch.arange(-span, span + 1)
+    distance = torch.arange(-span, span + 1, device="cpu")
     per_side = num_buckets // 2 if bidirectional else num_buckets
     n = distance.abs() if bidirectional else (-distance).clamp_min(0)
     exact = per_side // 2

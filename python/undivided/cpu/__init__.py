@@ -14,6 +14,7 @@ import torch
 from .. import _C
 from ..environment import cpu_variant
 
+CPU = torch.device("cpu")  # what torch.set_default_device says is not for the launchers
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the codes of csrc/cpu/dtype.h
 
 

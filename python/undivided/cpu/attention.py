@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _C
 from ..invariance import invariant
-from . import READS_TENSORS
+from . import CPU, READS_TENSORS
 from .attention_call import Call, buckets_by_distance, describe, plane, rows, unexpanded
 
 # What `attention_direct` of the extension takes.
@@ -40,8 +40,8 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, **words: Any) -> tuple[Te
         out: like q with head_dim_v, contiguous. lse: float32 (batch, nheads, seqlen_q), packed (nheads, total).
     """
     *batch, seqlen_q, nheads, _ = q.shape
-    out = torch.empty(*batch, seqlen_q, nheads, v.shape[-1], dtype=q.dtype)
-    lse = torch.empty(*batch, nheads, seqlen_q, dtype=torch.float32)
+    out = torch.empty(*batch, seqlen_q, nheads, v.shape[-1], dtype=q.dtype, device=CPU)
+    lse = torch.empty(*batch, nheads, seqlen_q, dtype=torch.float32, device=CPU)
     if READS_TENSORS and words.keys() <= FEW_WORDS and not invariant() and _few_words(q, k, v, out, lse, **words):
         return out, lse
     call = describe(q, k, v, **words)
@@ -117,7 +117,7 @@ def attention_backward(
     dlse = None if dlse is None else dlse.contiguous()
     # Rows in the padding are nobody's; elsewhere every row is written.
     make = torch.empty if call.whole else torch.zeros
-    dq, dk, dv = (make(t.shape, dtype=t.dtype) for t in (q, k, v))
+    dq, dk, dv = (make(t.shape, dtype=t.dtype, device=CPU) for t in (q, k, v))
     bias = unexpanded(words["bias"]) if need_bias and words.get("bias") is not None else None
     buffers = Buffers(call, lse, bias)
     if need_table and call.buckets is not None:
@@ -161,12 +161,12 @@ class Buffers:
         self.tensors: dict[str, Tensor] = {}
         row = -(-sizes["head_dim"] // 16) * 16  # kGradientAlign in csrc/cpu/attention.h
         if self.chunks > 1 or self.nheads // nheads_kv * sizes["seqlen_q"] * row * 4 > SCRATCH:
-            self.add("dq_parts", torch.empty((self.chunks, *lse.shape, row), dtype=torch.float32))
-        self.add("lse2", torch.empty(lse.shape, dtype=torch.float32))
-        self.add("delta", torch.empty(lse.shape, dtype=torch.float32))
+            self.add("dq_parts", torch.empty((self.chunks, *lse.shape, row), dtype=torch.float32, device=CPU))
+        self.add("lse2", torch.empty(lse.shape, dtype=torch.float32, device=CPU))
+        self.add("delta", torch.empty(lse.shape, dtype=torch.float32, device=CPU))
         if bias is not None:
             sum_keys = bias.shape[3] == 1
-            dbias = torch.zeros((self.chunks if sum_keys else 1, *bias.shape), dtype=torch.float32)
+            dbias = torch.zeros((self.chunks if sum_keys else 1, *bias.shape), dtype=torch.float32, device=CPU)
             self.tensors["dbias"] = dbias
             self.words.update(dbias=plane(dbias[0]), sum_batch=sum_batch, sum_heads=sum_heads)
             self.words["dbias_chunk"] = dbias.stride(0) if sum_keys else 0
@@ -176,13 +176,13 @@ class Buffers:
         self.words[name] = tensor.data_ptr()
 
     def add_table(self, table: Tensor, buckets: Tensor) -> None:
-        self.add("dtable", torch.zeros(table.shape, dtype=torch.float32))
+        self.add("dtable", torch.zeros(table.shape, dtype=torch.float32, device=CPU))
         shape = (self.chunks, self.batch, self.nheads, buckets.shape[0])
-        self.add("distance_sums", torch.zeros(shape, dtype=torch.float32))
+        self.add("distance_sums", torch.zeros(shape, dtype=torch.float32, device=CPU))
 
     def add_sinks(self) -> None:
-        self.add("dsinks", torch.empty(self.nheads, dtype=torch.float32))
-        self.add("sink_sums", torch.empty((self.batch, self.nheads), dtype=torch.float32))
+        self.add("dsinks", torch.empty(self.nheads, dtype=torch.float32, device=CPU))
+        self.add("sink_sums", torch.empty((self.batch, self.nheads), dtype=torch.float32, device=CPU))
 
     def bias_gradient(self, bias: Tensor | None) -> Tensor | None:
         """The gradient of `bias`, from the parts of the chunks in order."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..reference.bias import relative_buckets
 from ..reference.dropout import LOW, seed_state
-from . import DTYPES
+from . import CPU, DTYPES
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def readable(x: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def buckets_by_distance(span: int, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
     """The table's row for the distances from -span to span, int32."""
-    return relative_buckets(torch.arange(-span, span + 1), num_buckets, max_distance, bidirectional).to(torch.int32)
+    distances = torch.arange(-span, span + 1, device=CPU)
+    return relative_buckets(distances, num_buckets, max_distance, bidirectional).to(torch.int32)
 
 
 def describe(

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _C
 from ..invariance import invariant
 from ..reference.attention_decode import append, gathered
-from . import DTYPES
+from . import CPU, DTYPES
 from .attention import attention_forward
 from .attention_call import buckets_by_distance
 from .rotary import turn_behind
@@ -57,8 +57,8 @@ def attention_decode(
     batch, seqlen_q, nheads, head_dim = q.shape
     _, size, nheads_kv, head_dim_v = v_cache.shape
     dtype = q.dtype
-    out = torch.empty(batch, seqlen_q, nheads, head_dim_v, dtype=dtype)
-    lse = torch.empty(batch, nheads, seqlen_q, dtype=torch.float32)
+    out = torch.empty(batch, seqlen_q, nheads, head_dim_v, dtype=dtype, device=CPU)
+    lse = torch.empty(batch, nheads, seqlen_q, dtype=torch.float32, device=CPU)
     blocks, longest = (0, 0), size
     if block_table is not None:
         blocks, longest = (block_table.data_ptr(), block_table.stride(0)), size * block_table.shape[1]

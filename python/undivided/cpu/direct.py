@@ -5,7 +5,8 @@ them; where weights have filled the caches meanwhile, several times as long. So 
 and all that needs a word in Python, are read and checked in C++. Where a check does not hold the answer is None, and
 the op goes its usual way: what a call may be, and what is said of a bad one, stands there alone.
 
-Each function but norm takes arguments of the op of its name; all give what the op returns, or None.
+Each function but norm takes arguments of the op of its name; all give what the op returns, or None. With gradients
+`attention_fits` and `norm_fits` make the same checks and no more.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from .feed_forward import ACTIVATIONS
 from .linear import MOST_ROWS
 
 Relative = tuple[Tensor, Tensor] | tuple[None, None]  # the table and the rows of it by distance, of a relative bias
-
 
 attention_fits = _C.attention_fits  # (q, k, v, key_lengths, query_offset, *relative, *words)
 

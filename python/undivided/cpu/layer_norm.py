@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _C
-from . import DTYPES, READS_TENSORS, address
+from . import CPU, DTYPES, READS_TENSORS, address
 
 
 def layer_norm_forward(
@@ -30,8 +30,8 @@ def layer_norm_forward(
         summed = torch.empty_like(x)
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    mean = torch.empty(rows, dtype=torch.float32)
-    rstd = torch.empty(rows, dtype=torch.float32)
+    mean = torch.empty(rows, dtype=torch.float32, device=CPU)
+    rstd = torch.empty(rows, dtype=torch.float32, device=CPU)
     threads = torch.get_num_threads()
     if READS_TENSORS and _C.layer_norm_direct(x, residual, weight, bias, y, summed, mean, rstd, eps, threads):
         return y, summed, mean, rstd

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _C
-from . import DTYPES, READS_TENSORS, address
+from . import CPU, DTYPES, READS_TENSORS, address
 
 
 def rms_norm_forward(
@@ -25,7 +25,7 @@ def rms_norm_forward(
         residual = residual.contiguous()
         summed = torch.empty_like(x)
     weight = None if weight is None else weight.contiguous()
-    rstd = torch.empty(rows, dtype=torch.float32)
+    rstd = torch.empty(rows, dtype=torch.float32, device=CPU)
     threads = torch.get_num_threads()
     if READS_TENSORS and _C.rms_norm_direct(x, residual, weight, None, y, summed, None, rstd, eps, threads):
         return y, summed, rstd

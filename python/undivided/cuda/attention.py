@@ -189,7 +189,7 @@ def buckets_by_distance(device: torch.device, num_buckets: int, max_distance: in
     Only the first call copies to the GPU: a CUDA graph that has a relative bias must be captured after a call outside.
     """
     most = max(max_distance, num_buckets)
-    buckets = relative_buckets(torch.arange(-most, most + 1), num_buckets, max_distance, bidirectional)
+    buckets = relative_buckets(torch.arange(-most, most + 1, device="cpu"), num_buckets, max_distance, bidirectional)
     steps = (buckets[1:] != buckets[:-1]).nonzero()  # T5's last is at 91 of its max_distance of 128
     span = max(most - int(steps[0]), int(steps[-1]) + 1 - most) if len(steps) else 1
     return buckets[most - span : most + span + 1].to(device)

@@ -34,6 +34,6 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     drops = round(p * LEVELS)
     if not training or not 0 < drops < LEVELS or not readable(x):  # on a GPU torch's own is quick
         return F.dropout(x, p, training)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None)
     levels = words.view(torch.int16)[: x.numel()].view(x.shape)
     return x * (levels >= drops - LEVELS // 2).to(x.dtype).mul_(LEVELS / (LEVELS - drops))

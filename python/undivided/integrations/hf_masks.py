@@ -42,7 +42,7 @@ class Tokens:
     @staticmethod
     def of(lengths: Tensor, seqlen: int) -> Tokens:
         """By lengths int32 (batch,)."""
-        kept = torch.arange(seqlen) < lengths[:, None]
+        kept = torch.arange(seqlen, device=lengths.device) < lengths[:, None]
         ends = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
         return Tokens(len(lengths), seqlen, int(lengths.max()), ends, kept.flatten().nonzero()[:, 0])
 

@@ -54,7 +54,7 @@ def across(mask: Any, queries: Tokens, memory: Tensor) -> PackedMask | None:
         return None
     if mask is None or (mask.key_lengths is None and mask.mask is None):
         keys: Tokens | None = Tokens.of(
-            torch.full(memory.shape[:1], memory.shape[1], dtype=torch.int32), memory.shape[1]
+            torch.full(memory.shape[:1], memory.shape[1], dtype=torch.int32, device="cpu"), memory.shape[1]
         )
     else:
         keys = mask.keys

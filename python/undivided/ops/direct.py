@@ -17,9 +17,8 @@ from .attention_checks import check_relative_bias
 from .checks import FLOATS, is_plain
 
 DIRECT = "undivided.cpu.direct"
-POSSIBLE = rules.EXTENSION_MISSING is None and hasattr(
-    Tensor, "__dlpack_c_exchange_api__"
-)  # which torch has from 2.10 on
+# Torch says where its tensors lie from 2.10 on.
+POSSIBLE = rules.EXTENSION_MISSING is None and hasattr(Tensor, "__dlpack_c_exchange_api__")
 
 
 def plain_call(backend: str, x: Any) -> bool:
@@ -70,7 +69,8 @@ def relative_words(bias: Any) -> tuple[Tensor, Tensor] | tuple[None, None] | Non
 def _buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor | None:
     """None where the numbers are not allowed."""
     try:
-        check_relative_bias(RelativeBias(torch.empty(num_buckets, 1), max_distance, bidirectional), 1, torch.empty(1))
+        table = torch.empty(num_buckets, 1, device="cpu")
+        check_relative_bias(RelativeBias(table, max_distance, bidirectional), 1, table)
     except ValueError:
         return None
     span = max(max_distance, num_buckets)

@@ -21,7 +21,7 @@ def all_finite(*tensors: Tensor) -> bool:
         return False
     if any(type(t) not in (Tensor, torch.nn.Parameter) or t.device.type != "cpu" for t in tensors):
         return False
-    total = torch.zeros(())
+    total = torch.zeros((), device="cpu")
     for tensor in tensors:
         total = total + tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
     return bool(torch.isfinite(total))
