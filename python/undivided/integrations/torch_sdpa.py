@@ -229,6 +229,8 @@ def _directly(
     """The plainest calls, past all that follows; None for any other."""
     if attn_mask is not None or type(dropout_p) is not float or dropout_p != 0.0:
         return None
+    if isinstance(query, Tensor) and not query.is_cpu:
+        return None
     if not all(isinstance(x, Tensor) and x.dim() == 4 and not x.is_nested for x in (query, key, value)):
         return None
     if query.shape[1] != key.shape[1] and not enable_gqa:
