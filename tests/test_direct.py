@@ -18,6 +18,7 @@ from undivided.ops import direct as permission  # noqa: E402
 from undivided.testing import poison  # noqa: E402
 
 direct = importlib.import_module("undivided.cpu.direct")
+LAUNCHERS = [importlib.import_module(f"undivided.cpu.{name}") for name in ("attention", "layer_norm", "rms_norm")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OPS = ("attention", "attention_decode", "norm", "linear", "feed_forward")
 
@@ -75,13 +76,16 @@ def alike(one: Any, other: Any) -> bool:
     if isinstance(other[0], type):
         return bool(one == other)
     return len(one) == len(other) and all(
-        torch.equal(a.nan_to_num(), b.nan_to_num()) and (a.dtype, a.stride()) == (b.dtype, b.stride())
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+        and torch.equal(a.isnan(), b.isnan())
+        and (a.dtype, a.stride()) == (b.dtype, b.stride())
         for a, b in zip(one, other, strict=True)
     )
 
 
 def same(function: Callable[..., Any], *values: Any, **words: Any) -> bool:
-    """Whether both ways give the same bits and strides, or the same error; with gradients too."""
+    """Whether both ways give the same bits and strides, or the same error; with gradients too, where the usual way is
+    that of a torch which does not say where its tensors lie, in the launchers as well."""
     found = []
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients), pytest.MonkeyPatch.context() as patch:
@@ -89,6 +93,8 @@ def same(function: Callable[..., Any], *values: Any, **words: Any) -> bool:
                 values, words = tuple(map(wanting, values)), {name: wanting(value) for name, value in words.items()}
             one = outcome(function, *values, **words)
             patch.setattr(permission, "POSSIBLE", False)
+            for launcher in LAUNCHERS:
+                patch.setattr(launcher, "READS_TENSORS", False)
             found.append(alike(one, outcome(function, *values, **words)))
     return all(found)
 
@@ -154,7 +160,7 @@ def test_norms(variant, dtype, taken):
             assert same(ops.layer_norm, x, weight, residual=more)
             assert same(ops.rms_norm, x, weight, 1e-3, more)
     assert same(ops.layer_norm, x) and same(ops.rms_norm, x[0, 0])
-    assert all(taken)
+    assert all(taken) and len(taken) >= 8
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -175,6 +181,12 @@ def test_linear_and_feed_forward(variant, dtype, taken):
 def test_more_rows_go_the_usual_way(taken):
     x, w = random(17, 8), random(8, 8, seed=1)
     assert same(ops.linear, x, w) and same(ops.feed_forward, x, w, None, w) and not any(taken)
+
+
+@pytest.mark.parametrize("head_dim", [4, 7, 257])
+def test_the_head_dims_are_those_of_the_rule(head_dim, taken):
+    q = random(1, 3, 2, head_dim)
+    assert same(ops.attention, q, q, q) and same(ops.attention_decode, q, q, q, integers(3)) and not any(taken)
 
 
 WRONG = [None, 3, "x", [1.0], random(2, 3), random(4), random(16, dtype=torch.float64), torch.tensor(1.0)]
@@ -314,6 +326,16 @@ def test_without_gradients_but_not_with_one(taken):
             outcome(function, *wanting)
             assert not any(taken), (function, place)
             taken.clear()
+
+
+def test_with_gradients_nothing_is_checked_in_python(monkeypatch):
+    for module in ("layer_norm", "rms_norm", "attention"):
+        monkeypatch.delattr(importlib.import_module(f"undivided.ops.{module}"), "choose")
+    x, w = random(4, 16).requires_grad_(), random(16).requires_grad_()
+    q, table = random(1, 4, 2, 16).requires_grad_(), random(8, 2).requires_grad_()
+    outs = [ops.layer_norm(x, w, w), ops.rms_norm(x, w), ops.attention(q, q, q, bias=RelativeBias(table))]
+    sum(out.square().sum() for out in outs).backward()
+    assert all(value.grad is not None for value in (x, w, q, table))
 
 
 def test_a_relative_bias_gets_its_gradient():

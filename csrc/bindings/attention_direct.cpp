@@ -58,12 +58,12 @@ bool whole_of(handle object, int64_t low, int64_t high, bool& given, int64_t& va
   return overflow == 0 && low <= value && value <= high;
 }
 
-// What the op's words of these names may be.
+// The op's words of these names.
 struct Words {
   handle causal, window, scale;
 };
 
-constexpr int64_t kFar = int64_t{1} << 29;
+constexpr int64_t kFar = int64_t{1} << 29;  // FAR of ops/attention_checks.py
 
 bool read_words(const Words& words, AttentionCall& call) {
   if (PyBool_Check(words.causal.ptr()) == 0) return false;

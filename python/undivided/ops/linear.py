@@ -12,9 +12,8 @@ from torch.autograd import forward_ad
 from ..dispatch import load
 from ..products import FLOATS, MOST_WIDENED, by_onednn, by_widening, for_few_rows, product, widened
 from ..reference.precision import autocasting
+from .checks import is_plain
 from .direct import DIRECT, may_go_directly
-
-PLAIN = (Tensor, torch.nn.Parameter)  # a subclass, such as a sharded tensor, has its own rules for torch's op alone
 
 
 class Linear(torch.autograd.Function):
@@ -64,8 +63,8 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         found: Tensor | None = load(DIRECT).linear(x, w, bias)
         if found is not None:
             return found
-    if type(x) not in PLAIN or type(w) not in PLAIN or not (bias is None or type(bias) in PLAIN):
-        return F.linear(x, w, bias)
+    if not (is_plain(x) and is_plain(w) and (bias is None or is_plain(bias))):
+        return F.linear(x, w, bias)  # a subclass, such as a sharded tensor, has its own rules for torch's op alone
     autocast = autocasting(x)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     if (
