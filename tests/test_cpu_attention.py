@@ -183,6 +183,45 @@ def test_scores_that_rise_from_block_to_block():
 
 
 @pytest.mark.parametrize("variant", _C.variants(), indirect=True)
+@pytest.mark.parametrize("scale", [0.0, 1e-42])
+@pytest.mark.parametrize("seqlen_q", [1, 20])
+def test_a_scale_of_zero_gives_the_mean(seqlen_q, scale, variant):
+    """0 times the -inf of a hidden score is NaN."""
+    q, k, v = inputs(seqlen_q=seqlen_q, seqlen_k=40, nheads=2)
+    out = undivided.attention(q, k, v, scale=scale, causal=True, backend="cpu")
+    seen = torch.arange(40 - seqlen_q, 40) + 1
+    means = v.detach().cumsum(1)[:, seen - 1] / seen[:, None, None]
+    torch.testing.assert_close(out, means, rtol=0, atol=1e-6)
+    for gradient in torch.autograd.grad(out.square().sum(), [q, k, v]):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("variant", _C.variants(), indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("seqlen_q", [1, 60])
+def test_scores_beyond_the_exponents_of_a_float(seqlen_q, dtype, variant):
+    """What the largest of them was rounded by is more than exp2 has room for."""
+    q, k, v = (t.detach() for t in inputs(seqlen_q=seqlen_q, seqlen_k=300, nheads=2, dtype=dtype))
+    q, k = q * 1e5, k * 1e5
+    out, lse = undivided.attention(q, k, v, return_lse=True, backend="cpu")
+    scores = torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) / math.sqrt(24)
+    first = scores.topk(2, -1)
+    assert (first.values[..., 0] - first.values[..., 1]).min() > 1e4
+    torch.testing.assert_close(lse.double(), first.values[..., 0], rtol=1e-5, atol=0)
+    picked = v.transpose(1, 2).gather(2, first.indices[..., :1].expand(-1, -1, -1, 24))
+    assert torch.equal(out.transpose(1, 2), picked)
+
+
+@pytest.mark.parametrize("variant", _C.variants(), indirect=True)
+@pytest.mark.parametrize("softcap", [1e5, 1e30])
+def test_a_softcap_far_over_the_scores_changes_nothing(softcap, variant):
+    """1 - 2 / (e^(2 x) + 1) has few digits of a small x."""
+    got = results(inputs(seed=3), softcap=softcap)
+    for one, plain in zip(got, results(inputs(seed=3)), strict=True):
+        torch.testing.assert_close(one, plain, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("variant", _C.variants(), indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_few_queries(dtype, variant):
     """Up to three rows a key head read keys and values where they lie: over several blocks, with hidden NaN."""

@@ -53,7 +53,7 @@ bool view_of(pybind11::handle object, TensorView& view) {
     PyErr_Clear();
     return false;
   }
-  if (view.device.type != kCpu) return false;
+  if (view.device.type != kCpu || view.data == nullptr) return false;
   for (int i = 0; i < view.dims; ++i) {
     if (view.shape[i] == 0) return false;
   }

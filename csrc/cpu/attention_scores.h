@@ -31,9 +31,10 @@ struct Columns {
   int low, high, begin, end;
 };
 
+// A scale of 0, or one that the processor may take for 0, would make NaN of the -inf of what is hidden.
 inline bool is_plain(const AttentionCall& call) {
   return call.softcap == 0.0F && call.bias.data == nullptr && call.table == nullptr && call.slopes == nullptr &&
-         call.mask.data == nullptr && call.scale >= 0.0F;
+         call.mask.data == nullptr && call.scale > 0x1p-120F;
 }
 
 // The bias that depends on the distance alone: element c - r + rows - 1 belongs to row r and column c.
@@ -90,12 +91,12 @@ inline void adjust_row(const Tile& tile, int r, const Columns& columns) {
   const float* distance = tile.distance == nullptr ? nullptr : tile.distance + (tile.rows - 1 - r);
   const float scale2 = call.scale * kLog2E;
   const bool cap = call.softcap != 0.0F, bias = call.bias.data != nullptr, mask = call.mask.data != nullptr;
-  const float inner = cap ? 2.0F * scale2 / call.softcap : 0.0F;
+  const float inner = cap ? call.scale / call.softcap : 0.0F;
   for (int c = columns.begin; c < columns.end; c += kLanes) {
     Vec x = load(s + c);
     if (cap) {
       Vec slope;
-      x = capped(x * inner, call.softcap * kLog2E, &slope);
+      x = capped(x * inner, call.softcap, &slope) * kLog2E;
       if (tile.slope != nullptr) store(tile.slope + r * tile.row + c, slope);
     } else {
       x = x * scale2;

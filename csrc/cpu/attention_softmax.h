@@ -12,6 +12,9 @@
 namespace undivided::UNDIVIDED_VARIANT {
 
 constexpr float kMostWeight = 0x1p20F;  // of a probability under a top that is too low
+// From a top of this size on, what it was rounded by tells against the unrounded products of scores and factor; from 2^31
+// on by more than a float has exponents.
+constexpr float kRoundedTop = 0x1p24F;
 
 inline float largest_score(const Tile& tile, int r, const Span& columns) {
   const float* s = tile.s + r * tile.row;
@@ -57,6 +60,22 @@ UNDIVIDED_INLINE Vec weigh(const Tile& tile, int r, const Span& columns, float t
   return weigh_columns<Word, true>(tile, r, columns, base, p, row);
 }
 
+inline bool is_rounded(float top) { return std::fabs(top) > kRoundedTop && std::fabs(top) < kInfinity; }
+
+// `softmax_row` with each score multiplied by the factor, and rounded, before the top is taken off.
+template <class Word>
+__attribute__((noinline)) float softmax_rounded_row(Tile tile, int r, const Span& columns, Word* p, float* top,
+                                                    float* total) {
+  float* s = tile.s + r * tile.row;
+  for (int c = columns.column; c < columns.column_end; c += kLanes) store(s + c, load(s + c) * tile.factor);
+  tile.factor = 1.0F;
+  const float old = *top, best = largest_score(tile, r, columns);
+  *top = best > old ? best : old;
+  const float shrink = std::exp2(old - *top);
+  store(total, load(total) * shrink + weigh(tile, r, columns, *top, p));
+  return shrink;
+}
+
 // Row r of the tile: its probabilities go to p, their sum is added to total (kLanes,), and top may rise. Returns what
 // earlier sums over the values must be multiplied by; total already is.
 template <class Word>
@@ -65,10 +84,14 @@ UNDIVIDED_INLINE float softmax_row(const Tile& tile, int r, const Span& columns,
   for (int c = columns.column; base == -kInfinity && c < columns.column_end; c += kLanes) {
     base = largest(load(tile.s + r * tile.row + c)) * tile.factor;
   }
+  if (__builtin_expect(is_rounded(base) && tile.factor != 1.0F, 0)) {
+    return softmax_rounded_row(tile, r, columns, p, top, total);
+  }
   Vec added = weigh(tile, r, columns, base, p);
   if (__builtin_expect(any(added > kMostWeight) || any(added != added), 0)) {
     const float old = base, best = largest_score(tile, r, columns);
     base = best > old ? best : old;
+    if (is_rounded(base) && tile.factor != 1.0F) return softmax_rounded_row(tile, r, columns, p, top, total);
     shrink = std::exp2(old - base);
     added = weigh(tile, r, columns, base, p);
   }

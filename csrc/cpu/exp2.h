@@ -90,11 +90,24 @@ UNDIVIDED_INLINE bool any(IntVec condition) {
 #endif
 }
 
-// softcap * tanh(x / softcap) in units of log2(e), given y = 2 * log2(e) * x / softcap. The derivative goes to `slope`.
-UNDIVIDED_INLINE Vec capped(Vec y, float cap2, Vec* slope) {
-  const Vec tanh = 1.0F - 2.0F / (exp2<5>(y) + 1.0F);
+// tanh(x) for |x| under kNearZero to a rounding, where the difference of two numbers near 1 loses what x is.
+constexpr float kNearZero = 0.3F;
+
+UNDIVIDED_INLINE Vec tanh_near_zero(Vec x) {
+  const Vec square = x * x;
+  Vec series = square * 0.021869489F - 0.053968254F;  // of Taylor
+  series = series * square + 0.13333333F;
+  series = series * square - 0.33333333F;
+  return series * square * x + x;
+}
+
+// cap * tanh(x), and the derivative of tanh to `slope`. Scores far under their cap, which are the many, need no exp.
+UNDIVIDED_INLINE Vec capped(Vec x, float cap, Vec* slope) {
+  const IntVec near = (x < kNearZero) & (x > -kNearZero);
+  Vec tanh = tanh_near_zero(x);
+  if (any(~near)) tanh = select(near, tanh, 1.0F - 2.0F / (exp2<5>(x * (2.0F * kLog2E)) + 1.0F));
   *slope = 1.0F - tanh * tanh;
-  return tanh * cap2;
+  return tanh * cap;
 }
 
 }  // namespace undivided::UNDIVIDED_VARIANT

@@ -75,8 +75,14 @@ def scores(
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     factor = s
     if HAS_SOFTCAP:
-        # tanh(x) = 1 - 2 / (e^(2 x) + 1), which neither overflows nor needs a library.
-        tanh = 1.0 - 2.0 / (tl.exp2(s * (scale / softcap * 2.0 * LOG2E)) + 1.0)
+        # tanh(x) = 1 - 2 / (e^(2 x) + 1), which neither overflows nor needs a library. Near 0 the difference loses what
+        # x is, which 16 bits hide: there it is Taylor's.
+        x = s * (scale / softcap)
+        tanh = 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2E)) + 1.0)
+        if q.dtype == tl.float32:
+            square = x * x
+            series = ((0.021869489 * square - 0.053968254) * square + 0.13333333) * square - 0.33333333
+            tanh = tl.where(tl.abs(x) < 0.3, series * square * x + x, tanh)
         factor = 1.0 - tanh * tanh
         s = softcap * tanh
     else:

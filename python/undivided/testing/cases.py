@@ -92,6 +92,7 @@ def _features() -> list[AttentionCase]:
         case("relative padded", "T5 encoder with padding and GQA", nheads=4, bias="relative", key_lengths=(30, 11)),
         case("alibi", "linear bias", bias="alibi", causal=True),
         case("softcap", "bounded scores", softcap=3.0, causal=True),
+        case("softcap far", "a bound far over the scores, of which it leaves all digits", softcap=500.0),
         case("sinks", "an extra logit", sinks=True, key_lengths=(33, 0)),
         case("dropout", "regenerated from the seed", dropout_p=0.3),
         case("dropout causal gqa", "the counter counts query heads", dropout_p=0.2, nheads=4, causal=True),
