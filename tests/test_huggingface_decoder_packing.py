@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("transformers")
 
 import torch
+from transformers import DynamicCache, EncoderDecoderCache
 
 import undivided
 from huggingface_pairs import BY_NAME, good, pair
@@ -106,6 +107,23 @@ def test_labels_beside_decoder_ids_and_masks(taken):
         taken.clear()
         torch.testing.assert_close(ours(**inputs, **changes).loss, eager(**inputs, **changes).loss, atol=1e-5, rtol=0)
         assert ((18, 11) in taken) == ("decoder_input_ids" in changes)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("tokens", [0, 4])
+def test_labels_behind_a_prefix_in_the_cache(name, tokens, taken):
+    """As in prefix tuning; a cache without tokens is no prefix."""
+    losses = []
+    for model in pair(BY_NAME[name]):
+        config, generator = model.config, torch.Generator().manual_seed(5)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        for layer in range(LAYERS if tokens else 0):
+            rows, heads = len(LENGTHS), config.num_attention_heads
+            keys, values = torch.randn(2, rows, heads, tokens, config.hidden_size // heads, generator=generator)
+            cache.self_attention_cache.update(keys, values, layer)
+        losses.append(model.train()(**batch(name), past_key_values=cache).loss)
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=0)
+    assert ((18, 11) in taken) == (tokens == 0)
 
 
 def test_rows_without_any_label(taken):

@@ -119,6 +119,8 @@ def by_labels(kind: Any) -> Callable:
         given = bound.arguments
         labels, ids = given.get("labels"), given.get("decoder_input_ids")
         inferred = given.get("decoder_attention_mask") is None and given.get("decoder_inputs_embeds") is None
+        cache = given.get("past_key_values")  # one with tokens in it: prefixes that are tuned, which no label covers
+        inferred = inferred and (cache is None or cache.get_seq_length() == 0)
         if inferred and isinstance(labels, Tensor) and labels.dim() == 2 and readable(labels):
             kept = labels.ne(NO_LABEL).flip(1).cumsum(1).flip(1) > 0
             if not kept.all() and (ids is None or ids.shape == labels.shape):
