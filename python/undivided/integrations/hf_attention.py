@@ -13,7 +13,7 @@ from ..reference import RelativeBias, attention_weights
 from ..reference.attention import additive_bias
 from ..reference.mask import positions
 from .hf_masks import KeyMask, PackedMask
-from .hf_models import OWN_PADDING_MASK
+from .hf_models import OWN_PADDING_MASK, UNKNOWN_WORDS, cannot_follow
 
 # For all models of the process: which backend the ops take.
 SETTINGS = {"backend": "auto"}
@@ -45,7 +45,7 @@ def undivided_attention(
     s_aux: Tensor | None = None,
     cache: Any = None,
     output_attentions: bool = False,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention function: (out, weights), out (batch, seqlen_q, nheads, head_dim).
 
@@ -53,11 +53,15 @@ def undivided_attention(
     seqlen_q, seqlen_k), from the reference. Dropout draws its seed from torch's default generator.
 
     Raises:
-        ValueError: a paged cache; or no mask in a call whose meaning hangs on one.
+        ValueError: a paged cache; keys that the model picks for each query; or no mask in a call whose meaning hangs on
+            one.
         TypeError: a mask of a dtype that is neither bool nor float.
     """
     if cache is not None:
         raise ValueError("attn_implementation='undivided' has no paged cache (continuous batching); use 'paged|eager'")
+    for word in UNKNOWN_WORDS:
+        if others.get(word) is not None:
+            raise ValueError(cannot_follow(type(module).__name__, word))
     if query.shape[0] == 1 != key.shape[0]:  # learned queries that the whole batch shares
         query = query.expand(key.shape[0], -1, -1, -1)
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))

@@ -41,6 +41,9 @@ HAND_ON = frozenset(
         "whisper",
     )
 )
+# Keywords of a call of attention that change what is computed, and that ours has no word for: the keys or blocks of
+# keys that a model picks for each query, and sinks that hang on the query.
+UNKNOWN_WORDS = ("indices", "block_indices", "sinks")
 # These make a float mask (batch, 1, 1, seqlen_k) of their own from the padding: 0 is visible, the lowest number is not.
 OWN_PADDING_MASK = frozenset(("switch_transformers",))
 
@@ -68,8 +71,29 @@ def never_calls(module: str) -> bool:
     return has_attention is not None and "ALL_ATTENTION_FUNCTIONS" not in source
 
 
+@cache
+def unknown_word(module: str) -> str | None:
+    """The first of `UNKNOWN_WORDS` that a module of models gives its attention."""
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        return None
+    call = rf"attention_interface\((?:[^()]|\([^()]*\))*\b({'|'.join(UNKNOWN_WORDS)})="
+    found = re.search(call, source)
+    return None if found is None else found[1]
+
+
+def cannot_follow(kind: str, word: str) -> str:
+    return (
+        f"{kind} gives its attention {word}=, which attn_implementation={NAME!r} cannot follow; "
+        "load the model with attn_implementation='sdpa' or 'eager'"
+    )
+
+
 def refusal(model_class: type) -> str | None:
     """Why a class of models cannot run on our attention, None where it can."""
+    if (word := unknown_word(model_class.__module__)) is not None:
+        return cannot_follow(model_class.__name__, word)
     if not never_calls(model_class.__module__):
         return None
     return (

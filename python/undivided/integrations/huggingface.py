@@ -24,7 +24,8 @@ def register(backend: str = "auto") -> None:
 
     Padding reaches the kernels as lengths, or as one row of keys where it is not on the right; causality and sliding
     windows as numbers. A query that sees no key at all gives 0, where eager attention gives the mean of the values. A
-    model that never calls transformers' attention interface is refused when it is made.
+    model that never calls transformers' attention interface is refused when it is made, and so is one that picks the
+    keys of each query, as DeepSeek-V3.2 does.
 
     Args:
         backend: "auto", or the one backend to use, for all models of the process.
@@ -89,7 +90,7 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
         A `Report`; `str(report)` is a table. A second call changes the model anew.
 
     Raises:
-        TypeError: it is no transformers model. ValueError: a model that never calls the attention interface.
+        TypeError: it is no transformers model. ValueError: a model that `register` refuses.
         ImportError: as `register`.
     """
     register(backend)
