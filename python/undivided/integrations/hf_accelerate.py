@@ -19,7 +19,7 @@ from . import hf_dropout, hf_feed_forward, hf_layers, hf_norms, hf_packing, hf_t
 from .hf_attention import SETTINGS
 from .hf_checkpointing import checkpointed
 from .hf_models import NAME, refusal
-from .hf_patch import Patches
+from .hf_patch import Patches, known_class
 from .hf_report import Report
 
 # The blocks of stacks by class, and whether one runs on tokens without padding.
@@ -96,7 +96,7 @@ def change_attention(module: nn.Module, patches: Patches, report: Report) -> Non
     name = type(module).__name__
     if calls_interface(type(module)):  # type: ignore[arg-type]
         report.add(module, "attention", None)
-        if name in hf_t5.ATTENTION:
+        if known_class(module) in hf_t5.ATTENTION:
             objection = hf_t5.patch(module, patches)
             if objection is not None or module.has_relative_attention_bias:
                 report.add(module, "bias in the kernel", objection)
@@ -110,7 +110,7 @@ def inside(module: nn.Module) -> list[nn.Module]:
 
 def change_rest(module: nn.Module, patches: Patches, report: Report) -> None:
     """Norms, feed-forward blocks, the layers that write both inline, linear layers and dropout."""
-    name = type(module).__name__
+    name = known_class(module)
     lender = hf_norms.lender(module)
     if lender is not None:
         objection = lender if isinstance(lender, str) else no_kernel(module, RMS_NORM)
@@ -151,7 +151,7 @@ def change_stack(stack: nn.Module, patches: Patches, report: Report) -> None:
         if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
             continue
         for kinds, takes in STACKS:
-            if all(type(block).__name__ in kinds for block in blocks):
+            if all(known_class(block) in kinds for block in blocks):
                 ours = all(patches.replaced(block, "forward") for block in blocks)
                 if ours:
                     hf_packing.patch(stack, list(blocks), takes, patches)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.linear import linear
 from .hf_attention import SETTINGS
-from .hf_patch import untouched
+from .hf_patch import known_class, untouched
 
 # transformers' activations by class. The fast and accurate ones are other ways to write gelu's tanh form.
 ACTIVATIONS = {
@@ -80,7 +80,7 @@ class FeedForward:
     """Lends its forward to the blocks of `BLOCKS`."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        names = BLOCKS[type(self).__name__]
+        names = BLOCKS[known_class(self)]
         layers = names.layers(self)
         drops = names.dropout is not None and drops_now(getattr(self, names.dropout))
         if drops or not all(is_plain(layer, x) for layer in layers):
@@ -109,7 +109,7 @@ def feed_forward(x: Tensor, layers: list[Any], activation: nn.Module) -> Tensor:
     """layers: w_in, w_out and maybe w_gate, all plain."""
     w_in, w_out, *gates = layers
     gate = gates[0].weight if gates else None
-    name = ACTIVATIONS[type(activation).__name__]
+    name = ACTIVATIONS[known_class(activation)]
     return ops.feed_forward(
         x, w_in.weight, w_in.bias, w_out.weight, w_out.bias, name, gate, backend=SETTINGS["backend"]
     )
@@ -117,11 +117,11 @@ def feed_forward(x: Tensor, layers: list[Any], activation: nn.Module) -> Tensor:
 
 def objection(block: nn.Module) -> str | None:
     """Why a block of `BLOCKS` stays as it is; None where ours replaces it."""
-    names = BLOCKS[type(block).__name__]
-    activation = type(getattr(block, names.activation)).__name__
+    names = BLOCKS[known_class(block)]
+    activation = getattr(block, names.activation)
     layers = names.layers(block)
-    if activation not in ACTIVATIONS:
-        return f"the activation {activation} has no kernel"
+    if known_class(activation) not in ACTIVATIONS:
+        return f"the activation {type(activation).__name__} has no kernel"
     if other := next((type(layer).__name__ for layer in layers if type(layer) is not nn.Linear), None):
         return f"a layer is a {other}, not torch's Linear"
     if names.w_gate is not None and getattr(block, names.w_gate).bias is not None:
@@ -131,5 +131,5 @@ def objection(block: nn.Module) -> str | None:
 
 def why_left(block: nn.Module) -> str | None:
     """Why a module that is not in `BLOCKS` stays as it is; None where it is no feed-forward block."""
-    name = type(block).__name__
-    return LEFT.get(name, "a block that is not known" if name.endswith(UNKNOWN) else None)
+    unknown = type(block).__name__.endswith(UNKNOWN)
+    return LEFT.get(known_class(block), "a block that is not known" if unknown else None)

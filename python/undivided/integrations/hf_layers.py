@@ -16,7 +16,7 @@ from . import hf_dropout, hf_norm_layers
 from .hf_feed_forward import ACTIVATIONS, feed_forward, is_plain
 from .hf_norms import add_norm
 from .hf_packing import without_padding
-from .hf_patch import untouched
+from .hf_patch import known_class, untouched
 
 POST_NORM = ("Bart", "BlenderbotSmall", "Marian", "PLBart")
 PRE_NORM = ("Blenderbot", "M2M100", "MBart", "Pegasus", "Speech2Text", "Whisper")
@@ -31,7 +31,7 @@ def drop(layer: Any, x: Tensor) -> Tensor:
 def inner(layer: Any, x: Tensor) -> Tensor:
     """fc2(dropout(activation(fc1(x))))."""
     drops = layer.training and layer.activation_dropout > 0
-    if not drops and type(layer.activation_fn).__name__ in ACTIVATIONS and all(is_plain(fc, x) for fc in fcs(layer)):
+    if not drops and known_class(layer.activation_fn) in ACTIVATIONS and all(is_plain(fc, x) for fc in fcs(layer)):
         return feed_forward(x, fcs(layer), layer.activation_fn)
     x = hf_dropout.dropout(layer.activation_fn(layer.fc1(x)), layer.activation_dropout, layer.training)
     return layer.fc2(x)
@@ -142,8 +142,10 @@ class BertLayer:
 
     def feed_forward_chunk(self: Any, attention_output: Tensor) -> Tensor:
         first, last, x = self.intermediate, self.output, attention_output
-        fits = type(first.intermediate_act_fn).__name__ in ACTIVATIONS and is_plain(first.dense, x)
-        if not (fits and is_plain(last.dense, x) and untouched(first) and untouched(last, BertOutput.forward)):
+        ours = (known_class(first), known_class(last)) == ("BertIntermediate", "BertOutput")
+        ours = ours and untouched(first) and untouched(last, BertOutput.forward)
+        fits = ours and known_class(first.intermediate_act_fn) in ACTIVATIONS and is_plain(first.dense, x)
+        if not (fits and is_plain(last.dense, x)):
             return type(self).feed_forward_chunk(self, x)
         y = feed_forward(x, [first.dense, last.dense], first.intermediate_act_fn)
         return add_norm(last.LayerNorm, last.dropout(y), x)[0]

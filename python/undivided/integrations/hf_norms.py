@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .hf_attention import SETTINGS
-from .hf_patch import untouched
+from .hf_patch import known_class, untouched
 
 
 class ScaledNorm:
@@ -56,7 +56,7 @@ NORMS: dict[str, type] = {
     "GptOssRMSNorm": WideNorm,
     "Gemma2RMSNorm": OnePlusNorm,
     "T5GemmaRMSNorm": OnePlusNorm,
-    "LayerNorm": Norm,
+    "LayerNorm": Norm,  # torch's
 }
 
 
@@ -68,15 +68,14 @@ def lender(module: nn.Module) -> type | str | None:
         if len(module.normalized_shape) != 1 or module.weight is None:
             return "it normalises more than the last dimension, or has no weight"
         return Norm
-    name = type(module).__name__
-    if name in NORMS and type(module).__module__.startswith("transformers."):
+    if (name := known_class(module)) in NORMS:
         return NORMS[name]
-    return "a norm that is not known" if name.endswith("Norm") else None
+    return "a norm that is not known" if type(module).__name__.endswith("Norm") else None
 
 
 def add_norm(norm: Any, x: Tensor, residual: Tensor) -> Any:
     """(norm(residual + x), residual + x), in one pass where the norm is torch's, T5's or Gemma's."""
-    lent = Norm if type(norm) is nn.LayerNorm else NORMS.get(type(norm).__name__)
+    lent = NORMS.get(known_class(norm))
     if lent in (Norm, ScaledNorm, OnePlusNorm) and x.dtype == residual.dtype and untouched(norm, lent.forward):
         backend = SETTINGS["backend"]
         if lent is OnePlusNorm:

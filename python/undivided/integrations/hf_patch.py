@@ -53,6 +53,12 @@ class Patches:
                 setattr(owner, name, before)
 
 
+def known_class(module: nn.Module) -> str:
+    """The name of a module's class where transformers or torch wrote it; "" where it may only be called the same."""
+    kind = type(module)
+    return kind.__name__ if kind.__module__.startswith(("transformers.", "torch.nn.")) else ""
+
+
 def untouched(module: nn.Module, lent: Callable | None = None) -> bool:
     """Whether calling the module is nothing but its class's forward, or `lent`: no hook, nothing replaced.
 

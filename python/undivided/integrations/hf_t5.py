@@ -18,7 +18,7 @@ from .hf_attention import PositionBias
 from .hf_models import NAME
 from .hf_norms import add_norm
 from .hf_packing import without_padding
-from .hf_patch import Patches, untouched
+from .hf_patch import Patches, known_class, untouched
 
 ATTENTION = ("T5Attention", "MT5Attention", "UMT5Attention", "SwitchTransformersAttention")
 
@@ -84,7 +84,7 @@ def takes(block: Any, x: Tensor) -> bool:
     It does not call the parts as modules, which is where transformers picks attention weights up; and the original
     clamps float16 between them.
     """
-    return x.dtype != torch.float16 and all(untouched(part) for part in block.layer)
+    return x.dtype != torch.float16 and all(known_class(part) and untouched(part) for part in block.layer)
 
 
 def takes_packed(block: Any, x: Tensor) -> bool:
