@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 import torch
 
 import undivided
-from huggingface_pairs import BY_NAME
+from huggingface_pairs import BY_NAME, pair
 from undivided.testing.huggingface import valid_logits
 
 SAME_NAMES = [
@@ -57,3 +57,39 @@ def test_a_class_that_only_has_the_same_name_runs(name, kind, method):
     undivided.accelerate(model)
     torch.testing.assert_close(valid_logits(model, inputs), expected, atol=1e-4, rtol=0)
     assert not torch.allclose(plain, expected, atol=1e-3)
+
+
+ACTIVATIONS = [("t5", "act"), ("bart", "activation_fn"), ("bert", "intermediate_act_fn"), ("llama", "act_fn")]
+
+
+def inner(model, part):
+    return [m for n, m in model.named_modules() if n.endswith(f"DenseReluDense.{part}" if part == "dropout" else part)]
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["hook", "pre-hook"])
+@pytest.mark.parametrize(("name", "part"), [*ACTIVATIONS, ("t5", "dropout")])
+def test_hooks_inside_of_a_feed_forward_block_run(name, part, before):
+    results, calls = [], []
+
+    def hook(module, given, found=None):
+        calls.append(found is None)
+        return louder(given if before else found)
+
+    for model in pair(BY_NAME[name]):
+        parts = inner(model, part)
+        for module in parts:
+            (module.register_forward_pre_hook if before else module.register_forward_hook)(hook)
+        results.append(valid_logits(model, BY_NAME[name].inputs()))
+    assert calls == [before] * 2 * len(parts)
+    torch.testing.assert_close(*results, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "part"), ACTIVATIONS)
+def test_an_activation_that_somebody_puts_in_later_runs(name, part):
+    results = []
+    for model in pair(BY_NAME[name]):
+        for module in model.modules():
+            if hasattr(module, part):
+                setattr(module, part, torch.nn.Tanh())
+        results.append(valid_logits(model, BY_NAME[name].inputs()))
+    torch.testing.assert_close(*results, atol=1e-4, rtol=0)

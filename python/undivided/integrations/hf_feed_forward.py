@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.linear import linear
+from . import hf_dropout
 from .hf_attention import SETTINGS
 from .hf_patch import known_class, untouched
 
@@ -83,14 +84,21 @@ class FeedForward:
         names = BLOCKS[known_class(self)]
         layers = names.layers(self)
         drops = names.dropout is not None and drops_now(getattr(self, names.dropout))
-        if drops or not all(is_plain(layer, x) for layer in layers):
+        activation = getattr(self, names.activation)
+        if drops or not is_known(activation) or not all(is_plain(layer, x) for layer in layers):
             return type(self).forward(self, x)
-        return feed_forward(x, layers, getattr(self, names.activation))
+        return feed_forward(x, layers, activation)
 
 
-def drops_now(dropout: nn.Module) -> bool:
+def drops_now(dropout: Any) -> bool:
     """Whether it does anything; what is no plain dropout may."""
-    return type(dropout) is not nn.Dropout or (dropout.training and dropout.p > 0)
+    plain = type(dropout) is nn.Dropout and untouched(dropout, hf_dropout.Dropout.forward)
+    return not plain or (dropout.training and dropout.p > 0)
+
+
+def is_known(activation: Any) -> bool:
+    """Whether the op does all that a call of an activation does."""
+    return known_class(activation) in ACTIVATIONS and untouched(activation)
 
 
 class Linear:
@@ -106,7 +114,7 @@ def is_plain(layer: nn.Module, x: Tensor) -> bool:
 
 
 def feed_forward(x: Tensor, layers: list[Any], activation: nn.Module) -> Tensor:
-    """layers: w_in, w_out and maybe w_gate, all plain."""
+    """layers: w_in, w_out and maybe w_gate, all plain; activation: a known one."""
     w_in, w_out, *gates = layers
     gate = gates[0].weight if gates else None
     name = ACTIVATIONS[known_class(activation)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hf_dropout, hf_norm_layers
-from .hf_feed_forward import ACTIVATIONS, feed_forward, is_plain
+from .hf_feed_forward import feed_forward, is_known, is_plain
 from .hf_norms import add_norm
 from .hf_packing import without_padding
 from .hf_patch import known_class, untouched
@@ -31,7 +31,7 @@ def drop(layer: Any, x: Tensor) -> Tensor:
 def inner(layer: Any, x: Tensor) -> Tensor:
     """fc2(dropout(activation(fc1(x))))."""
     drops = layer.training and layer.activation_dropout > 0
-    if not drops and known_class(layer.activation_fn) in ACTIVATIONS and all(is_plain(fc, x) for fc in fcs(layer)):
+    if not drops and is_known(layer.activation_fn) and all(is_plain(fc, x) for fc in fcs(layer)):
         return feed_forward(x, fcs(layer), layer.activation_fn)
     x = hf_dropout.dropout(layer.activation_fn(layer.fc1(x)), layer.activation_dropout, layer.training)
     return layer.fc2(x)
@@ -144,7 +144,7 @@ class BertLayer:
         first, last, x = self.intermediate, self.output, attention_output
         ours = (known_class(first), known_class(last)) == ("BertIntermediate", "BertOutput")
         ours = ours and untouched(first) and untouched(last, BertOutput.forward)
-        fits = ours and known_class(first.intermediate_act_fn) in ACTIVATIONS and is_plain(first.dense, x)
+        fits = ours and is_known(first.intermediate_act_fn) and is_plain(first.dense, x)
         if not (fits and is_plain(last.dense, x)):
             return type(self).feed_forward_chunk(self, x)
         y = feed_forward(x, [first.dense, last.dense], first.intermediate_act_fn)
