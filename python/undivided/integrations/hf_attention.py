@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.output_capturing import _active_collector
 
 from ..ops import attention, attention_packed
 from ..reference import RelativeBias, attention_weights
@@ -49,8 +50,9 @@ def undivided_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention function: (out, weights), out (batch, seqlen_q, nheads, head_dim).
 
-    weights are None unless output_attentions is True: then they are the probabilities before dropout, (batch, nheads,
-    seqlen_q, seqlen_k), from the reference. Dropout draws its seed from torch's default generator.
+    weights are None unless output_attentions is True or transformers collects them: then they are the probabilities
+    before dropout, (batch, nheads, seqlen_q, seqlen_k), from the reference. Dropout draws its seed from torch's default
+    generator.
 
     Raises:
         ValueError: a paged cache; keys that the model picks for each query; or no mask in a call whose meaning hangs on
@@ -75,7 +77,15 @@ def undivided_attention(
     words.update(scale=scaling, softcap=softcap, sinks=s_aux)
     out = attention(q, k, v, **words, dropout_p=drop, backend=SETTINGS["backend"])
     assert isinstance(out, Tensor)  # a pair only where the lse is asked for
-    return out, attention_weights(q, k, **words).to(query.dtype) if output_attentions else None
+    wanted = output_attentions or collects_weights()
+    return out, attention_weights(q, k, **words).to(query.dtype) if wanted else None
+
+
+def collects_weights() -> bool:
+    """Whether transformers picks weights up behind the attention of the running model, which need not say so to it."""
+    if torch.compiler.is_compiling() and not _active_collector.compiling:  # no graph can look into a ContextVar
+        return False
+    return any(name.endswith("attentions") for name in _active_collector.get() or ())
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask, bias: Any, **words: Any) -> Tensor:

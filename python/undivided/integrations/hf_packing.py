@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.checks import readable
+from .hf_attention import collects_weights
 from .hf_masks import KeyMask, PackedMask, Tokens
 from .hf_patch import Patches, untouched
 
@@ -33,7 +34,9 @@ class Stack:
 
     def packs(self, mask: Any, x: Tensor, words: dict[str, Any]) -> bool:
         """Whether the first block may take the padding out: none of it is needed, and nobody looks in between."""
-        if not isinstance(mask, KeyMask) or mask.packed is None or words.get("output_attentions"):
+        if not isinstance(mask, KeyMask) or mask.packed is None:
+            return False
+        if words.get("output_attentions") or collects_weights():
             return False
         if self.module.training and getattr(self.module, "layerdrop", 0.0) > 0:  # the last block might not run
             return False
