@@ -12,12 +12,15 @@ import torch
 import transformers
 
 import undivided
-from huggingface_pairs import BY_NAME, T5_FAMILY, pair
+from huggingface_pairs import BY_NAME, T5_FAMILY, good, pair
+from undivided.integrations.hf_attention import undivided_attention
 from undivided.integrations.huggingface import register
 from undivided.testing.huggingface import (
     Place,
+    compare_gradients,
     valid_logits,
 )
+from undivided.testing.huggingface_models import Family, of, text_left
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
@@ -48,6 +51,42 @@ def test_padding_on_the_left_and_holes_reach_the_encoder():
     mask[0, 4] = 0
     got, expected = (m(**dict(inputs, attention_mask=mask)).logits for m in (ours, eager))
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_float_mask_hides_what_the_bool_mask_hides(dtype, looks, monkeypatch):
+    """In the rows of padding on the left, too, which see no key: out and gradients are 0 there."""
+    if not looks:
+        monkeypatch.setattr("undivided.integrations.hf_attention.readable", lambda value: False)
+    seen = torch.ones(7, 7, dtype=torch.bool).tril() & (torch.arange(7) >= torch.tensor([[0], [3]]))[:, None, None]
+    given = torch.randn(4, 2, 2, 7, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+    results = []
+    for mask in (seen, torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)):
+        q, k, v = (x.clone().requires_grad_() for x in given[:3])
+        out, _ = undivided_attention(Module(), q, k, v, mask)
+        results.append((out, *torch.autograd.grad(out, (q, k, v), given[3].transpose(1, 2))))
+    torch.testing.assert_close(results[1], results[0])
+    assert not results[1][0][1, :3].any() and not results[1][1][1, :, :3].any()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
+def test_a_batch_padded_on_the_left_trains_where_masks_are_floats(name):
+    """The rows of padding have no labels, and neither has the first token, which the last of them predicts."""
+    model, words = {"gpt2": ("GPT2", dict(attn_pdrop=0.0)), "gpt_neox": ("GPTNeoX", dict(intermediate_size=48))}[name]
+    config = of(f"{model}Config", vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **words)
+    family = Family(name, f"{model}ForCausalLM" if name == "gpt_neox" else f"{model}LMHeadModel", config, text_left)
+    inputs, found, blind = family.inputs(), [], []
+    mask = inputs["attention_mask"].bool()
+    labels = inputs["input_ids"].masked_fill(~mask | (mask.cumsum(1) == 1), -100)
+    eager, ours = pair(family)
+    layer = ours.transformer.h[1].attn.c_proj if name == "gpt2" else ours.gpt_neox.layers[1].attention.dense
+    layer.register_forward_pre_hook(lambda module, given: blind.append(given[0][~mask]))
+    for model in (eager, ours):
+        model(**inputs, labels=labels).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    good(compare_gradients(found[1], found[0]))
+    assert len(blind[0]) > 0 and not blind[0].any()
 
 
 def test_without_a_look_at_the_padding_the_result_is_the_same(monkeypatch):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.utils.output_capturing import _active_collector
 
 from ..ops import attention, attention_packed
+from ..ops.checks import readable
 from ..reference import RelativeBias, attention_weights
 from ..reference.attention import additive_bias
 from ..reference.mask import positions
@@ -122,7 +123,19 @@ def mask_words(
         return {"mask": mask}
     if mask.shape[-2] == 1 and getattr(getattr(module, "config", None), "model_type", None) in OWN_PADDING_MASK:
         return {"mask": mask == 0}
-    return {"bias": mask}
+    return {"bias": blind_rows_hidden(mask)}
+
+
+def blind_rows_hidden(mask: Tensor) -> Tensor:
+    """A float mask with -inf in the rows of queries that see no key, where transformers has the lowest number.
+
+    With that number in all of a row, a softmax gives every key the same weight, and the lse, of which it is the larger
+    part by far, is too coarse to give it again in the backward pass.
+    """
+    blind = mask.amax(-1, keepdim=True) <= torch.finfo(mask.dtype).min / 2
+    if readable(blind) and not bool(blind.any()):
+        return mask
+    return mask.masked_fill(blind, -torch.inf)
 
 
 def words_without_mask(
