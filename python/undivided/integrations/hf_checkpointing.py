@@ -35,4 +35,5 @@ def wrapped(forward: Callable) -> Callable:
             kwargs.update(dict.fromkeys(cached))
         return self._gradient_checkpointing_func(partial(forward, self, **kwargs), *args)
 
+    run.recipe = (wrapped, forward)  # type: ignore[attr-defined]
     return run

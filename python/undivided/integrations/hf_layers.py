@@ -73,6 +73,7 @@ def decoder(layer: Callable) -> Callable:
         result: Tensor = layer(self, hidden_states, own, cross)
         return result
 
+    forward.__qualname__ = layer.__qualname__  # by which pickle finds it
     return forward
 
 

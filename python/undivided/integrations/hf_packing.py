@@ -130,4 +130,5 @@ def by_labels(kind: Any) -> Callable:
                 given["decoder_attention_mask"] = kept.long()
         return original(*bound.args, **bound.kwargs)
 
+    forward.recipe = (by_labels, kind)  # type: ignore[attr-defined]
     return forward
