@@ -79,6 +79,32 @@ def test_a_model_that_never_calls_attention_is_refused(name):
         undivided.accelerate(model)
 
 
+VISION = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=16)
+SAM = dict(vision_config=dict(VISION, patch_size=4, output_channels=32), prompt_encoder_config=dict(hidden_size=32))
+TABLES = {
+    "GitModel": ("GitConfig", dict(VISION, vision_config=dict(VISION, patch_size=4))),
+    "SamModel": ("SamConfig", dict(SAM, mask_decoder_config=dict(hidden_size=32))),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_model_that_takes_attention_from_a_table_is_refused_when_it_is_made(name):
+    register()
+    config, words = TABLES[name]
+    with pytest.raises(ValueError, match="from a table by name, which has no 'undivided'.*accelerate"):
+        getattr(transformers, name)._from_config(getattr(transformers, config)(**words), attn_implementation=NAME)
+    model = getattr(transformers, name)._from_config(getattr(transformers, config)(**words))
+    assert undivided.accelerate(model).count("linear layer") > 0
+
+
+def test_the_other_parts_of_a_model_with_a_table_are_not_refused():
+    from undivided.integrations.hf_models import table_objection
+
+    for model_class in (transformers.SamModel, transformers.GitForCausalLM):  # the models inside are asked themselves
+        assert table_objection(model_class) is None
+    assert "GitModel takes" in table_objection(transformers.GitModel)
+
+
 @pytest.mark.slow
 def test_a_part_that_never_calls_attention_is_left_and_named():
     config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(

@@ -101,3 +101,33 @@ def refusal(model_class: type) -> str | None:
         f"attn_implementation={NAME!r} would change nothing. Leave it out; for one part of a larger model pass "
         f"attn_implementation={{'encoder': {NAME!r}, 'decoder': 'eager'}} with the names of its sub-configs"
     )
+
+
+# How a layer takes its attention's class from a table of those that transformers has.
+TABLE = re.compile(r"_CLASSES\[(?:self\.)?config\._attn_implementation\]")
+
+
+@cache
+def table_objection(model_class: type) -> str | None:
+    """Why a class of models cannot be made with our attention, None where it can; models inside of it do not count."""
+    from transformers import PreTrainedModel
+
+    module = sys.modules[model_class.__module__]
+    try:
+        if not TABLE.search(inspect.getsource(module)):
+            return None
+        kinds = [model_class]
+        for kind in kinds:  # it grows
+            source = inspect.getsource(kind)
+            if TABLE.search(source):
+                return (
+                    f"{model_class.__name__} takes the classes of its attention from a table by name, which has no "
+                    f"{NAME!r}: load the model with attn_implementation='sdpa' or 'eager' and call "
+                    "undivided.accelerate(model)"
+                )
+            parts = [vars(module).get(name) for name in re.findall(r"\b[A-Z]\w*(?=\()", source)]
+            models = [part for part in parts if isinstance(part, type) and issubclass(part, PreTrainedModel)]
+            kinds += [part for part in parts if isinstance(part, type) and part not in (*kinds, *models)]
+    except (OSError, TypeError):
+        pass
+    return None

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..dispatch import BACKENDS
-from .hf_models import NAME, check_version, refusal
+from .hf_models import NAME, check_version, refusal, table_objection
 from .hf_report import Report
 
 __all__ = ["NAME", "Report", "accelerate", "register", "restore"]
@@ -25,7 +25,8 @@ def register(backend: str = "auto") -> None:
     Padding reaches the kernels as lengths, or as one row of keys where it is not on the right; causality and sliding
     windows as numbers. A query that sees no key at all gives 0, where eager attention gives the mean of the values. A
     model that never calls transformers' attention interface is refused when it is made, and so is one that picks the
-    keys of each query, as DeepSeek-V3.2 does.
+    keys of each query, as DeepSeek-V3.2 does, or takes the classes of its attention from a table, as SAM does, which
+    `undivided.accelerate` takes.
 
     Args:
         backend: "auto", or the one backend to use, for all models of the process.
@@ -57,10 +58,14 @@ def _refuse_when_made() -> None:
         return
 
     @functools.wraps(original)
-    def checked(self: Any, requested_attention: str | None, *args: Any, **kwargs: Any) -> str:
-        if requested_attention == NAME and (why := refusal(type(self))) is not None:
-            raise ValueError(why)
-        return original(self, requested_attention, *args, **kwargs)
+    def checked(self: Any, requested_attention: str | None, is_init_check: bool = False) -> str:
+        if requested_attention == NAME:
+            why = refusal(type(self))
+            if why is None and is_init_check:
+                why = table_objection(type(self))  # type: ignore[arg-type]
+            if why is not None:
+                raise ValueError(why)
+        return original(self, requested_attention, is_init_check)
 
     checked.refuses = NAME  # type: ignore[attr-defined]
     PreTrainedModel.get_correct_attn_implementation = checked  # type: ignore[method-assign]
