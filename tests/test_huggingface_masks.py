@@ -188,8 +188,8 @@ def test_a_call_that_cannot_be_understood_is_refused():
 
 
 def test_another_version_of_transformers_is_refused(monkeypatch):
-    monkeypatch.setattr("transformers.__version__", "5.24.0")  # transformers replaces its module as it likes
-    with pytest.raises(ImportError, match=r"transformers 5.24.0 is installed, transformers 5.15 to 5.23 is supported"):
+    monkeypatch.setattr("transformers.__version__", "5.25.0")  # transformers replaces its module as it likes
+    with pytest.raises(ImportError, match=r"transformers 5.25.0 is installed, transformers 5.15 to 5.24 is supported"):
         register()
 
 
@@ -198,7 +198,7 @@ def test_without_transformers_the_cure_is_named(monkeypatch):
     for call in (register, undivided.accelerate, undivided.restore):
         given = () if call is register else (torch.nn.Linear(1, 1),)
         with pytest.raises(
-            ImportError, match=r"needs transformers 5.15 to 5.23; pip install 'undivided\[huggingface\]'"
+            ImportError, match=r"needs transformers 5.15 to 5.24; pip install 'undivided\[huggingface\]'"
         ):
             call(*given)
 

@@ -14,6 +14,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
+from .hf_cache import CACHE
+
 CHECKPOINTS_CALLS = "__call__" in vars(GradientCheckpointingLayer)
 
 
@@ -29,7 +31,7 @@ def wrapped(forward: Callable) -> Callable:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not (self.gradient_checkpointing and self.training):
             return forward(self, *args, **kwargs)
-        cached = [name for name in ("use_cache", "past_key_values") if kwargs.get(name) not in (None, False)]
+        cached = [name for name in ("use_cache", CACHE) if kwargs.get(name) not in (None, False)]
         if cached:  # the second run would write into it again; transformers leaves it out likewise
             logging.get_logger(__name__).warning_once(f"gradient checkpointing leaves out {' and '.join(cached)}")
             kwargs.update(dict.fromkeys(cached))

@@ -62,11 +62,10 @@ def decoder(layer: Callable) -> Callable:
         attention_mask: Any = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Any = None,
-        past_key_values: Any = None,
+        *,
         use_cache: bool | None = True,
-        **kwargs: Any,
+        **kwargs: Any,  # the cache is one of them
     ) -> Tensor:
-        kwargs["past_key_values"] = past_key_values
         own, cross = dict(attention_mask=attention_mask, **kwargs), None
         if encoder_hidden_states is not None:
             cross = dict(key_value_states=encoder_hidden_states, attention_mask=encoder_attention_mask, **kwargs)

@@ -8,7 +8,7 @@ import sys
 from functools import cache
 
 NAME = "undivided"
-OLDEST, NEWEST = (5, 15), (5, 23)
+OLDEST, NEWEST = (5, 15), (5, 24)
 
 # model_type of the config that asks for a mask. These models hand a mask on to the attention function untouched, so
 # that it may be a KeyMask. Every other model gets the float mask that eager attention gets, which is right even

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .hf_cache import CACHE, OLD
 from .hf_norms import add_norm
 
 
@@ -21,10 +22,9 @@ class SelfAttentionLayer:
         hidden_states: Tensor,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
+        **kwargs: Any,  # the cache is one of them
     ) -> Tensor:
-        kwargs |= dict(attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values)
+        kwargs |= dict(attention_mask=attention_mask, position_ids=position_ids)
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         y, x = add_norm(self.post_attention_layernorm, attended, hidden_states)
         return x + self.mlp(y)
@@ -51,13 +51,13 @@ class MoonshineDecoder:
         encoder_attention_mask: Any = None,
         position_ids: Tensor | None = None,
         encoder_position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        *,
         use_cache: bool | None = False,
         position_embeddings: Any = None,
         encoder_position_embeddings: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        x, cache = hidden_states, dict(past_key_values=past_key_values, use_cache=use_cache)
+        x, cache = hidden_states, {CACHE: kwargs.pop(CACHE, None), "use_cache": use_cache}
         places = dict(position_ids=position_ids, position_embeddings=position_embeddings)
         y = self.input_layernorm(x)
         attended, _ = self.self_attn(y, attention_mask=attention_mask, **places, **cache, **kwargs)
@@ -78,21 +78,21 @@ class T5GemmaLayer:
         position_embeddings: Any = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,  # by its place, or by either name
         use_cache: bool | None = False,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        x, cache = hidden_states, None if past_key_values is None else past_key_values.self_attention_cache
-        kwargs["use_cache"] = use_cache
+        x, both = hidden_states, kwargs.pop(OLD, cache)
+        kwargs |= {"use_cache": use_cache, CACHE: None if both is None else both.self_attention_cache}
         own = dict(attention_mask=attention_mask, position_ids=position_ids, position_embeddings=position_embeddings)
-        attended, _ = self.self_attn(self.pre_self_attn_layernorm(x), past_key_values=cache, **own, **kwargs)
+        attended, _ = self.self_attn(self.pre_self_attn_layernorm(x), **own, **kwargs)
         attended = self.dropout(self.post_self_attn_layernorm(attended))
         if hasattr(self, "cross_attn"):
             y, x = add_norm(self.pre_cross_attn_layernorm, attended, x)
             words = dict(encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask)
-            attended, _ = self.cross_attn(y, past_key_values=past_key_values, **words, **kwargs)
+            attended, _ = self.cross_attn(y, **words, **(kwargs | {CACHE: both}))
             attended = self.dropout(self.post_cross_attn_layernorm(attended))
         y, x = add_norm(self.pre_feedforward_layernorm, attended, x)
         return x + self.dropout(self.post_feedforward_layernorm(self.mlp(y)))

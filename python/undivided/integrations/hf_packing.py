@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..ops.checks import readable
 from .hf_attention import collects_weights
+from .hf_cache import CACHE, OLD
 from .hf_masks import KeyMask, PackedMask, Tokens
 from .hf_patch import Patches, untouched
 
@@ -40,7 +41,7 @@ class Stack:
             return False
         if self.module.training and getattr(self.module, "layerdrop", 0.0) > 0:  # the last block might not run
             return False
-        memory, cache = words.get("encoder_hidden_states"), words.get("past_key_values")
+        memory, cache = words.get("encoder_hidden_states"), words.get(CACHE)
         if memory is not None and across(words.get("encoder_attention_mask"), mask.packed.queries, memory) is None:
             return False
         # A model in training makes a cache unless told otherwise; nobody reads it.
@@ -67,7 +68,7 @@ def across(mask: Any, queries: Tokens, memory: Tensor) -> PackedMask | None:
 def without_padding(forward: Callable) -> Callable:
     """Wraps what lends its forward to the blocks of a stack: forward(self, hidden_states, attention_mask, ...).
 
-    A decoder's has encoder_hidden_states, encoder_attention_mask and past_key_values by these names.
+    A decoder's has encoder_hidden_states, encoder_attention_mask and the cache by their names.
     """
     names = list(inspect.signature(forward).parameters)[3:]  # of args
 
@@ -88,8 +89,8 @@ def without_padding(forward: Callable) -> Callable:
             cross = across(words.get("encoder_attention_mask"), tokens, memory)
             assert cross is not None  # the first block has asked
             words.update(encoder_hidden_states=cross.keys.take(memory), encoder_attention_mask=cross)
-        if "past_key_values" in words:
-            words["past_key_values"] = None
+        if CACHE in words:
+            words[CACHE] = None
         found = forward(self, x, mask.packed, **words)
         if self is not stack.blocks[-1]:
             return found
@@ -122,7 +123,8 @@ def by_labels(kind: Any) -> Callable:
         given = bound.arguments
         labels, ids = given.get("labels"), given.get("decoder_input_ids")
         inferred = given.get("decoder_attention_mask") is None and given.get("decoder_inputs_embeds") is None
-        cache = given.get("past_key_values")  # one with tokens in it: prefixes that are tuned, which no label covers
+        # One with tokens in it is a prefix, as in prefix tuning, which no label covers.
+        cache = given.get(CACHE, kwargs.get(OLD))
         inferred = inferred and (cache is None or cache.get_seq_length() == 0)
         if inferred and isinstance(labels, Tensor) and labels.dim() == 2 and readable(labels):
             kept = labels.ne(NO_LABEL).flip(1).cumsum(1).flip(1) > 0

@@ -112,15 +112,13 @@ class Block:
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Any = None,
         encoder_decoder_position_bias: Any = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
+        **kwargs: Any,  # the cache is one of them
     ) -> tuple[Tensor, Any, Any]:
         x, cross_bias = hidden_states, encoder_decoder_position_bias
         if not takes(self, x):
             given = (attention_mask, position_bias, encoder_hidden_states, encoder_attention_mask, cross_bias)
-            return type(self).forward(self, x, *given, past_key_values=past_key_values, **kwargs)
+            return type(self).forward(self, x, *given, **kwargs)
         first, *others, last = self.layer
-        kwargs["past_key_values"] = past_key_values
         attended, bias, _ = first.SelfAttention(
             first.layer_norm(x), mask=attention_mask, position_bias=position_bias, **kwargs
         )
@@ -144,11 +142,9 @@ class UMT5Block:
         attention_mask: Any = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Any = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
+        **kwargs: Any,  # the cache is one of them
     ) -> Tensor:
         x, memory = hidden_states, dict(encoder_hidden_states=encoder_hidden_states)
-        kwargs["past_key_values"] = past_key_values
         if not takes(self, x):
             memory["encoder_attention_mask"] = encoder_attention_mask
             result: Tensor = type(self).forward(self, x, attention_mask, **memory, **kwargs)
