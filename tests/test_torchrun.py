@@ -56,7 +56,7 @@ def test_torchrun_needs_a_folder_and_one_gpu_for_each(
     assert main(["train", "digits", "--steps", "1", "--device", "cpu"]) == 2
     assert "--out is needed under torchrun" in capsys.readouterr().err
     assert main(["train", "digits", "--steps", "1", "--device", "cpu", "--out", str(tmp_path)]) == 2
-    assert "holds a run; --resume goes on with it" in capsys.readouterr().err
+    assert "holds a run; undivided train --resume goes on with it" in capsys.readouterr().err
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ValueError, match="device='cuda:1': under torchrun each process has a GPU of its own"):
         with join("cuda:1"):

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..environment import torchrun_restarts
 from ..tasks import TASKS, Task, task
-from ..training.checkpoint import BEST, LAST, LOG, SHARDS, load_training
+from ..training.checkpoint import BEST, LAST, SHARDS, load_training
 from ..training.log import Display
 from ..training.models import KINDS, SavedModel
 from ..training.parallel import PARALLEL
@@ -101,15 +101,19 @@ def train(
 ) -> int:
     """Runs one training to its end, from the weights of `start` where that is given; 130 where it was interrupted.
 
-    Under torchrun all of its processes call this; those that it has started anew go on from the last checkpoint.
+    A run that `out` holds is removed once the new one is ready to start. Under torchrun all of its processes call this;
+    those that it has started anew go on from the last checkpoint.
     """
     if torchrun_restarts() and state is None and (out / LAST).exists():
-        state, start = load_training(out / LAST), None
-        settings = Settings.from_dict(state["settings"])
+        found = load_training(out / LAST)
+        if Settings.from_dict(found["settings"]) == settings:  # else it is of a run that is not overwritten yet
+            state, start = found, None
     with join(settings.device) as world:
         display = Display(f"{chosen.name} {settings.model}", chosen.metric, quiet=quiet or not world.main)
         pairs = load_data(chosen, data, display)
         trainer = prepare(chosen, settings, pairs, out, state, start, display.say, world)
+        if state is None and world.main:
+            remove_run(out)
         weights = sum(weight.numel() for weight in trainer.model.parameters()) / 1e6
         processes = f" of {world.size} processes" if world.joined else ""
         display.say(
@@ -216,22 +220,31 @@ def parse_value(text: str) -> Any:
 
 
 def fresh_folder(out: Path | None, name: str, overwrite: bool) -> Path:
-    """Where a new run goes; nothing is written yet, except that an overwritten run's files are removed."""
+    """Where a new run goes; nothing is written or removed yet."""
     if out is None and under_torchrun():
         raise CommandError("--out is needed under torchrun: processes that it starts anew must find their run")
     if out is not None and torchrun_restarts():
         return out  # the run there is this one
     if out is None:
         return Path("runs") / f"{name}-{max([*numbers(Path('runs'), name), 0]) + 1}"
-    if (out / LAST).exists() or (out / BEST).exists():
-        if not overwrite:
-            raise CommandError(f"{out} holds a run; --resume goes on with it, --overwrite replaces it")
-        for path in out.iterdir():
-            if path.name in (LAST, BEST, LOG):
-                path.unlink(missing_ok=True)  # another process of torchrun's may have been faster
-            elif path.name.startswith(SHARDS):
-                shutil.rmtree(path, ignore_errors=True)
+    if holds_run(out) and not overwrite:
+        raise CommandError(f"{out} holds a run; undivided train --resume goes on with it, --overwrite replaces it")
     return out
+
+
+def holds_run(out: Path) -> bool:
+    return (out / LAST).exists() or (out / BEST).exists()
+
+
+def remove_run(out: Path) -> None:
+    """Removes the files of a run but for its log, which the one that takes its place has begun anew."""
+    if not holds_run(out):
+        return
+    for path in out.iterdir():
+        if path.name in (LAST, BEST):
+            path.unlink()
+        elif path.name.startswith(SHARDS):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def newest(folder: Path, name: str) -> Path:
