@@ -280,3 +280,22 @@ def test_a_broken_result_file_is_named(tmp_path):
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([list(a_row()), list(a_row().values())])
     assert read_rows(path) == [a_row()]
+
+
+def test_a_row_with_a_cell_too_many_leaves_the_result_file_as_it_is(tmp_path):
+    path, row = tmp_path / "pos.csv", a_row()
+    append_row(path, row)
+    path.write_text(before := path.read_text() + ",".join([*row.values(), "more"]) + "\n")
+    with pytest.raises(cli.CommandError, match=rf"pos.csv, line 3: more cells than the {len(row)} columns"):
+        append_row(path, row)
+    assert path.read_text() == before
+
+
+def test_a_result_file_is_whole_or_as_it_was_where_writing_fails(tmp_path, monkeypatch):
+    path = tmp_path / "pos.csv"
+    append_row(path, a_row())
+    before = path.read_bytes()
+    monkeypatch.setattr(csv.DictWriter, "writerows", lambda *given: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        append_row(path, a_row())
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..training.checkpoint import write_atomically
 from ..training.models import SavedModel
 from ..training.recipes import command_of
 from ..training.settings import Settings
@@ -57,27 +58,35 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     Raises:
         CommandError: it is no result file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = read_rows(path) if path.exists() and path.stat().st_size > 0 else []
     columns = [*row, *(name for name in (rows[0] if rows else ()) if name not in row)]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows([*rows, row])
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows([*rows, row])
+
+    write_atomically(path, write)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a result file.
 
     Raises:
-        CommandError: it is none: a column is missing.
+        CommandError: it is none: a column is missing, or a row has more cells than there are columns.
     """
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
         if missing := [name for name in KEYS if name not in columns]:
             raise CommandError(f"{path} has the columns {', '.join(columns)}; a result has also {', '.join(missing)}")
-        return list(reader)
+        rows = []
+        for row in reader:
+            if None in row:
+                raise CommandError(f"{path}, line {reader.line_num}: more cells than the {len(columns)} columns")
+            rows.append(row)
+        return rows
 
 
 def newest(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
