@@ -1,5 +1,7 @@
 """What --overwrite replaces, and when: what was trained is kept until something else takes its place."""
 
+import csv
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 from task_files import standing_in, write_all
 from undivided.cli import main
+from undivided.commands import compare
 
 SMALL = ["--set", "d_model=16", "--set", "nheads=2", "--set", "d_ff=16", "--set", "encoder_layers=1"]
 SMALL += ["--steps", "2", "--evaluations", "1", "--dev-words", "5", "--device", "cpu", "--quiet"]
@@ -66,3 +69,74 @@ def test_processes_started_anew_do_not_go_on_with_the_run_that_they_overwrite(fo
     (tmp_path / "best.safetensors").unlink()  # a run that is gone on with is not scored again
     assert main([*command, "--steps", "3"]) == 0
     assert "3 updates" in capsys.readouterr().out and not (tmp_path / "best.safetensors").exists()
+
+
+def models(path: Path) -> list[str]:
+    with path.open(newline="") as file:
+        return [row["model"] for row in csv.DictReader(file)]
+
+
+COMPARE = ["compare", "digits", "--steps", "2", "--evaluations", "1", "--dev-words", "5", "--device", "cpu", "--quiet"]
+COMPARE += ["--batch-size", "4", "--set", "d_model=16"]
+
+
+def test_a_comparison_keeps_the_rows_of_models_that_it_does_not_train_again(folder, tmp_path, capsys):
+    out, path = tmp_path / "out", tmp_path / "out" / "compare.csv"
+    command = [*COMPARE, "--out", str(out)]
+    assert main([*command, "--models", "rnn, gru,rnn"]) == 0 and models(path) == ["rnn", "gru"]
+    assert main([*command, "--models", "lstm"]) == 0 and models(path) == ["rnn", "gru", "lstm"]
+    before = files(out)
+    assert main([*command, "--models", "transformer,gru"]) == 2
+    assert "gru holds a run; --overwrite replaces it" in capsys.readouterr().err
+    assert files(out) == before  # the transformer was not trained
+    shutil.rmtree(out / "rnn")
+    assert main([*command, "--models", "transformer"]) == 2
+    assert "has rows of other runs than those in" in capsys.readouterr().err
+    assert main([*command, "--models", "gru", "--overwrite"]) == 0 and models(path) == ["lstm", "gru"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--models", "transformer,gru", "--set", "nheads=2"], "'nheads' is no field of the gru's config"),
+        (["--models", "gru", "--csv", "file/rows.csv"], "file/rows.csv cannot be written: "),
+        (["--models", "gru", "--png", "folder"], "folder is a folder or a device, a file is needed"),
+        (["--models", "gru", "--csv", "file"], "file has rows of other runs than those in runs/compare-digits"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_comparison_that_cannot_be_finished_trains_nothing(folder, options, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("a,b\n1,2\n")
+    Path("folder").mkdir()
+    assert main([*COMPARE, *options]) == 2
+    printed = capsys.readouterr()
+    assert text in printed.err and len(printed.err.strip().splitlines()) == 1 and not printed.out
+    assert files(tmp_path) == {"file": b"a,b\n1,2\n"}
+
+
+def test_what_was_trained_before_an_interruption_is_kept(folder, tmp_path, monkeypatch, capsys):
+    prepare = compare.prepare
+
+    def failing(chosen, settings, *others):
+        if settings.model == "gru":
+            raise KeyboardInterrupt
+        return prepare(chosen, settings, *others)
+
+    monkeypatch.setattr(compare, "prepare", failing)
+    assert main([*COMPARE, "--models", "rnn,gru,lstm", "--out", str(tmp_path)]) == 130
+    assert "rnn" in capsys.readouterr().out and models(tmp_path / "compare.csv") == ["rnn"]
+
+
+def test_a_claim_replaces_its_rows_only_when_told_to(folder, tmp_path, capsys):
+    path = tmp_path / "gradients.csv"
+    command = ["compare", "digits", "--claim", "gradients", "--quick", "--device", "cpu", "--quiet"]
+    command += ["--models", "rnn", "--out", str(tmp_path)]
+    path.write_text("old\n")
+    assert main(command) == 2
+    assert "gradients.csv is there already; --overwrite replaces it" in capsys.readouterr().err
+    assert path.read_text() == "old\n"
+    assert main([*command, "--overwrite"]) == 0 and set(models(path)) == {"rnn"}
+    assert main([*command, "--csv", str(path / "rows.csv")]) == 2
+    printed = capsys.readouterr()
+    assert "rows.csv cannot be written: " in printed.err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
@@ -23,11 +22,13 @@ from ..training.log import Display
 from ..training.settings import choose_device
 from . import CommandError
 from .figures import CURE, drawable, panels
+from .result_rows import write_rows
 from .train import load_data
+from .writable import check_writable
 
 MINUTES = 5.0
 # What a claim takes of the options of `compare`; the others belong to the training of one model.
-TAKEN = {"minutes", "seed", "models", "device", "data", "out", "csv", "png", "quiet", "quick"}
+TAKEN = {"minutes", "seed", "models", "device", "data", "out", "overwrite", "csv", "png", "quiet", "quick"}
 TAKEN |= {"task", "claim", "command", "version", "debug"}
 
 
@@ -46,6 +47,9 @@ def run_claim(chosen: Task, kinds: list[str] | None, args: argparse.Namespace) -
         raise CommandError(f"--claim {one.name} is about the transformer alone: leave out --models")
     refuse_others(args)
     out = args.out or Path("runs") / f"compare-{chosen.name}"
+    path, png = args.csv or out / f"{one.name}.csv", args.png or out / f"{one.name}.png"
+    if path.exists() and not args.overwrite:
+        raise CommandError(f"{path} is there already; --overwrite replaces it")
     display = Display(f"{chosen.name} {one.name}", chosen.metric, quiet=args.quiet)
     setup = Setup(
         task=chosen,
@@ -59,13 +63,12 @@ def run_claim(chosen: Task, kinds: list[str] | None, args: argparse.Namespace) -
     )
     if setup.minutes <= 0:
         raise CommandError(f"--minutes {setup.minutes} must be positive")
+    check_writable(path, png)
     rows = one.measure(setup)
-    path = args.csv or out / f"{one.name}.csv"
-    write_rows(path, [row_of(setup, row) for row in rows])
     Console().print(claim_table(one, chosen, rows))
+    write_rows(path, [row_of(setup, row) for row in rows])
     print(f"rows: {path}")
-    drawn = one.drawn(rows)
-    print(f"figure: {panels(args.png or out / f'{one.name}.png', one.panels, drawn)}" if drawable() else CURE)
+    print(f"figure: {panels(png, one.panels, one.drawn(rows))}" if drawable() else CURE)
     return 0
 
 
@@ -89,14 +92,6 @@ def row_of(setup: Setup, row: Any) -> dict[str, Any]:
         "torch": torch.__version__,
         "date": date.today().isoformat(),
     }
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def claim_table(one: Claim, chosen: Task, rows: Sequence[Any]) -> Table:

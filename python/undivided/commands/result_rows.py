@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import date
 from pathlib import Path
@@ -60,14 +60,19 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """
     rows = read_rows(path) if path.exists() and path.stat().st_size > 0 else []
     columns = [*row, *(name for name in (rows[0] if rows else ()) if name not in row)]
+    write_rows(path, [dict.fromkeys(columns, "") | one for one in (*rows, row)])
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A file of these rows, which have the columns of the first; where writing fails, what was there stays."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
+            writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
-            writer.writerows([*rows, row])
+            writer.writerows(rows)
 
-    write_atomically(path, write)
+    write_atomically(path.resolve(), write)  # a link stays one
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
