@@ -1,6 +1,7 @@
 """What --overwrite replaces, and when: what was trained is kept until something else takes its place."""
 
 import csv
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ import pytest
 
 from task_files import standing_in, write_all
 from undivided.cli import main
-from undivided.commands import compare
+from undivided.commands import compare, finetune
+from undivided.tasks import GROUPS
 
 SMALL = ["--set", "d_model=16", "--set", "nheads=2", "--set", "d_ff=16", "--set", "encoder_layers=1"]
 SMALL += ["--steps", "2", "--evaluations", "1", "--dev-words", "5", "--device", "cpu", "--quiet"]
@@ -140,3 +142,27 @@ def test_a_claim_replaces_its_rows_only_when_told_to(folder, tmp_path, capsys):
     assert main([*command, "--csv", str(path / "rows.csv")]) == 2
     printed = capsys.readouterr()
     assert "rows.csv cannot be written: " in printed.err
+
+
+def test_the_runs_of_an_interrupted_group_stay_and_its_scores_are_kept(folder, tmp_path, monkeypatch, capsys):
+    small = [*SMALL, "--set", "decoder_layers=1"]
+    start, out = tmp_path / "start", tmp_path / "group"
+    first, second, third = GROUPS["g2p_lowres"][:3]
+    monkeypatch.setitem(GROUPS, "g2p_lowres", (first, second, third))
+    assert main(["train", first, "--out", str(start), *small]) == 0
+    command = ["finetune", "g2p_lowres", "--from", str(start), "--out", str(out), *small]
+    train = finetune.train
+    monkeypatch.setattr(
+        finetune, "train", lambda chosen, *given: 130 if chosen.name == second else train(chosen, *given)
+    )
+    assert main(command) == 130
+    assert json.loads((out / "scores.json").read_text()).keys() == {first}
+    monkeypatch.setattr(finetune, "train", train)
+    (out / "scores.json").unlink()  # as where the first task was interrupted
+    (out / first).rename(out / second)
+    before = files(out)
+    assert main(command) == 2
+    assert f"{second}/fine-tuned holds a run; --overwrite replaces it" in capsys.readouterr().err
+    assert files(out) == before
+    assert main([*command, "--overwrite"]) == 0
+    assert list(json.loads((out / "scores.json").read_text())) == [first, second, third]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich import box
@@ -19,7 +20,7 @@ from ..training.settings import Settings, choose_device
 from ..training.world import under_torchrun
 from . import CommandError
 from .evaluate import Evaluation, evaluate
-from .train import add_settings, fresh_folder, load_data, parse_options, settings_of, train
+from .train import add_settings, fresh_folder, holds_run, load_data, parse_options, settings_of, train
 
 SUMMARY = "scores.json"
 
@@ -62,22 +63,23 @@ def run_group(start: SavedModel, args: argparse.Namespace) -> int:
     """Fine-tunes on each task of the group, scores all of them and shows the average."""
     if under_torchrun():
         raise CommandError(f"{args.task} is a group of tasks, torchrun trains one: {', '.join(GROUPS[args.task])}")
-    out = fresh_group(args.out or Path("runs") / args.task, args.overwrite)
-    ways = ("fine-tuned", "from scratch") if args.scratch else ("fine-tuned",)
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    out, settings = args.out or Path("runs") / args.task, {}
     for name in GROUPS[args.task]:
-        chosen = task(name)
-        settings = {way: tuned_settings(chosen, start, args) for way in ways}
+        settings[name] = {"fine-tuned": tuned_settings(task(name), start, args)}
         if args.scratch:
-            settings["from scratch"] = scratch_settings(chosen, settings["fine-tuned"], args)
-        found[name] = {}
-        for way, setting in settings.items():
-            place = out / name / way.replace(" ", "-")
+            settings[name]["from scratch"] = scratch_settings(task(name), settings[name]["fine-tuned"], args)
+    places = {(name, way): out / name / way.replace(" ", "-") for name, ways in settings.items() for way in ways}
+    check_group(out, places.values(), args.overwrite)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, ways in settings.items():
+        chosen, found[name] = task(name), {}
+        for way, setting in ways.items():
+            place = places[name, way]
             code = train(chosen, setting, place, None, args.data, True, start if way == "fine-tuned" else None)
             if code:
                 return code
             found[name][way] = scored(chosen, place, args).scores
-    (out / SUMMARY).write_text(json.dumps(found, indent=2) + "\n")
+        (out / SUMMARY).write_text(json.dumps(found, indent=2) + "\n")
     Console().print(group_table(args.task, found))
     print(f"scores: {out / SUMMARY}")
     return 0
@@ -96,10 +98,15 @@ def scored(chosen: Task, place: Path, args: argparse.Namespace) -> Evaluation:
     return evaluate(saved, data, quiet=True)
 
 
-def fresh_group(out: Path, overwrite: bool) -> Path:
-    if (out / SUMMARY).exists() and not overwrite:
+def check_group(out: Path, places: Iterable[Path], overwrite: bool) -> None:
+    """Refuses a folder with a group's scores or with one of its runs, which an interrupted one leaves."""
+    if overwrite:
+        return
+    if (out / SUMMARY).exists():
         raise CommandError(f"{out} holds scores; --overwrite replaces them")
-    return out
+    for place in places:
+        if holds_run(place):
+            raise CommandError(f"{place} holds a run; --overwrite replaces it")
 
 
 def group_table(name: str, found: dict[str, dict[str, dict[str, float]]]) -> Table:
