@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "g2p --recipe full --minutes 60 --seed 3",
         "g2p --model gru-attention --steps 40 --set d_model=64 --set dropout=0.2",
         "sentiment --minutes 5 --lr 0.000123456789 --batch-size 20 --ema 0.99 --set positions=alibi --dtype bfloat16",
+        "pos --steps 5 --set positions=none",
         "reviews --minutes 0.5 --patience 3 --warmup 0.2 --lr-decay inverse-sqrt",
     ],
 )

@@ -197,7 +197,7 @@ def resumed_settings(state: dict[str, Any], args: argparse.Namespace) -> Setting
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """`KEY=VALUE` words to values: whole numbers, numbers, true, false and none are read, the rest is text."""
+    """`KEY=VALUE` words to values: whole numbers, numbers, true and false are read, the rest is text."""
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -208,9 +208,8 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    named = {"true": True, "false": False, "none": None}
-    if text.lower() in named:
-        return named[text.lower()]
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for kind in (int, float):
         try:
             return kind(text)
