@@ -82,7 +82,7 @@ def report(path: Path, args: argparse.Namespace) -> None:
     for note in found.notes:
         console.print(f"note: {note}", highlight=False)
     for text, given, wanted in found.mistakes[: args.mistakes]:
-        console.print(f"  {text:<16} {given:<32} wanted {wanted}", highlight=False)
+        console.print(f"  {text:<16} {given:<32} wanted {wanted}", highlight=False, markup=False)
 
 
 def evaluate(
