@@ -144,6 +144,7 @@ def test_padding_is_counted_batch_by_batch():
         (["digits", "--claim", "beauty"], "no claim is called 'beauty'; allowed: gradients, lengths, positions, depth"),
         (["pos", "--claim", "lengths"], "cannot be measured on pos: it needs a task from N to 1, pos is from N-to-N"),
         (["digits", "--claim", "positions"], "all inputs of digits have the same length"),
+        (["spoken_digits", "--claim", "positions"], "the score of spoken_digits needs single digits and strings"),
         (["g2p", "--claim", "depth"], "it needs a task with an encoder alone, g2p is N-to-M"),
         (["digits", "--claim", "depth", "--lr", "0.1"], "--lr cannot be used with --claim"),
         (["digits", "--claim", "depth", "--warmup", "0"], "--warmup cannot be used with --claim"),

@@ -40,6 +40,10 @@ class Row:
 def suits(task: Task) -> str | None:
     if task.shape == N_TO_1 and task.unit == "images":
         return f"all inputs of {task.name} have the same length"
+    if task.unit == "recordings and strings":
+        return (
+            f"the score of {task.name} needs single digits and strings, inputs of one length may be of one kind alone"
+        )
     return None
 
 
