@@ -19,8 +19,10 @@ from ..training.inference import answer
 from ..training.log import Display
 from ..training.models import SavedModel, load_model
 from ..training.settings import choose_device
-from .result_rows import append_row, result_row
+from . import CommandError
+from .result_rows import append_row, result_row, rows_so_far
 from .train import load_data
+from .writable import check_writable
 
 OURS = "this checkpoint"
 COUNTS = ("words", "labels")  # what a score holds besides percent
@@ -56,24 +58,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    for name, low in (("limit", 1), ("batch_size", 1), ("beams", 1), ("mistakes", 0)):
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise CommandError(f"--{name.replace('_', '-')} {value} must be at least {low}")
+    if args.csv is not None:
+        check_writable(args.csv)
+        rows_so_far(args.csv)  # which refuses a file of another kind
     for path in args.checkpoint:
         report(path, args)
     return 0
 
 
 def report(path: Path, args: argparse.Namespace) -> None:
-    """Scores one checkpoint, and prints or appends what was asked for."""
+    """Scores one checkpoint, and prints and appends what was asked for."""
     saved = load_model(path, choose_device(args.device))
     display = Display("evaluate", saved.task.metric, quiet=args.json)
     data = load_data(saved.task, args.data, display)
     found = evaluate(saved, data, args.split, args.limit, args.batch_size, args.json, args.beams)
-    if args.csv is not None:
-        append_row(args.csv, result_row(saved, found.scores, found.beams, data.split, args.split, args.limit))
     if args.json:
         print(json.dumps({**found.scores, "seconds": round(found.seconds, 2), "notes": found.notes, **facts(saved)}))
-        return
+    else:
+        show(saved, found, args.split == "test" and data.comparable, args.mistakes)
+    if args.csv is not None:  # last, so that a file that cannot be written does not take the score with it
+        append_row(args.csv, result_row(saved, found.scores, found.beams, data.split, args.split, args.limit))
+
+
+def show(saved: SavedModel, found: Evaluation, comparable: bool, mistakes: int) -> None:
+    """Prints the scores, among the published ones where they are `comparable`, and the first few mistakes."""
     console = Console()
-    if args.split == "test" and data.comparable:
+    if comparable:
         console.print(table(saved.task, [(OURS, found.scores)]))
     else:
         console.print(score_line(found.scores), highlight=False)
@@ -81,7 +95,7 @@ def report(path: Path, args: argparse.Namespace) -> None:
     console.print(f"{found.count} {saved.task.unit} in {found.seconds:.1f} s{search}", highlight=False)
     for note in found.notes:
         console.print(f"note: {note}", highlight=False)
-    for text, given, wanted in found.mistakes[: args.mistakes]:
+    for text, given, wanted in found.mistakes[:mistakes]:
         console.print(f"  {text:<16} {given:<32} wanted {wanted}", highlight=False, markup=False)
 
 

@@ -58,7 +58,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     Raises:
         CommandError: it is no result file.
     """
-    rows = read_rows(path) if path.exists() and path.stat().st_size > 0 else []
+    rows = rows_so_far(path)
     columns = [*row, *(name for name in (rows[0] if rows else ()) if name not in row)]
     write_rows(path, [dict.fromkeys(columns, "") | one for one in (*rows, row)])
 
@@ -73,6 +73,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerows(rows)
 
     write_atomically(path.resolve(), write)  # a link stays one
+
+
+def rows_so_far(path: Path) -> list[dict[str, str]]:
+    """Those of `read_rows`, none where the file is empty or not there."""
+    return read_rows(path) if path.exists() and path.stat().st_size > 0 else []
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
