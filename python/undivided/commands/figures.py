@@ -11,6 +11,7 @@ import torch
 
 from ..training.claims import Panel
 from ..training.log import read_log
+from . import CommandError
 
 CURE = "matplotlib is not installed, so no figure was drawn: pip install 'undivided[plots]'"
 
@@ -22,6 +23,14 @@ def drawable() -> bool:
 
 
 def save(figure: Any, path: Path) -> Path:
+    """Writes the figure and gives the path that it has: a name without an ending gets .png.
+
+    Raises:
+        CommandError: the path is that of a folder.
+    """
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder, a figure needs the name of a file")
+    path = path if path.suffix else path.with_name(f"{path.name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight")
     return path
