@@ -133,6 +133,8 @@ def test_the_map_has_a_row_for_every_phoneme_and_the_end(trained):
         (["train", "g2p", "--steps", "0"], "steps"),
         (["train", "g2p", "--recipe", "slow"], "recipe 'slow' is unknown for g2p; allowed: quick, full"),
         (["train", "g2p", "--resume", "--recipe", "full"], "--recipe cannot change a run that is resumed"),
+        (["train", "g2p", "--resume", "--overwrite"], "--resume goes on with a run and --overwrite replaces it"),
+        (["info", "--into", "README.md"], "--into says where the table of --features is written"),
         (["train", "g2p", "--resume"], "there is no run"),
         (["evaluate", "missing.safetensors"], "missing.safetensors is not there"),
         (["evaluate", "damaged.safetensors"], "is not a safetensors file"),

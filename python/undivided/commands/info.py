@@ -16,6 +16,7 @@ from ..dispatch import AttentionCall, Call, FeedForwardCall, NormCall
 from ..environment import cpu_variant, data_folder, interpreting
 from ..ops import explain
 from ..ops.features import features_table
+from . import CommandError
 from .info_kernels import print_kernels
 from .sections import with_section
 
@@ -41,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.into is not None and not args.features:
+        raise CommandError("--into says where the table of --features is written; give both")
     if args.features:
         if args.into is None:
             print(features_table())

@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     kind = args.model or "transformer"
     if args.resume and args.recipe:
         raise CommandError("--recipe cannot change a run that is resumed; leave it out, or start a new run")
+    if args.resume and args.overwrite:
+        raise CommandError("--resume goes on with a run and --overwrite replaces it; leave one of them out")
     if args.resume:
         out = args.out or newest(Path("runs"), f"{chosen.name}-{kind}")
         state = load_training(out / LAST)
