@@ -70,6 +70,9 @@ def test_the_command_of_a_fine_tuning_names_its_start_and_not_where_that_lies(fo
         made
     )
     assert options_of(start.model)["d_model"] == 16
+    given[given.index("--freeze") + 1] = "99"
+    with pytest.raises(ValueError, match="freeze=99 leaves nothing to learn; this model has 6 layers"):
+        finetune.tuned_settings(one, start, build_parser("finetune").parse_args(given))
 
 
 SMALL = {"d_model": 16, "d_ff": 16, "nheads": 2}

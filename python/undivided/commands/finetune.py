@@ -13,8 +13,9 @@ from rich.table import Table
 
 from ..tasks import GROUPS, TASKS, Task, task
 from ..training.checkpoint import BEST
+from ..training.finetuning import freeze
 from ..training.log import Display
-from ..training.models import SavedModel, load_model, options_of
+from ..training.models import SavedModel, build, load_model, options_of
 from ..training.recipes import default_recipe, recipe_of
 from ..training.settings import Settings, choose_device
 from ..training.world import under_torchrun
@@ -51,12 +52,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def tuned_settings(chosen: Task, start: SavedModel, args: argparse.Namespace) -> Settings:
-    """The recipe "finetune" of the task, else "quick", for a model like the one that is started from."""
+    """The recipe "finetune" of the task, else "quick", for a model like the one that is started from.
+
+    Raises:
+        ValueError: see `settings_from`, `build` and `freeze`: what cannot be is said before there are data.
+    """
     recipe = recipe_of(chosen, args.recipe or default_recipe(chosen, args.device or "auto", finetuning=True))
     recipe.pop("model", None)
     changed = parse_options(args.set or [])
     others = {"start": str(args.start), "freeze": args.freeze, "layer_rate": args.layer_rate, "changed": list(changed)}
-    return settings_of(chosen, args, recipe, start.kind, {**options_of(start.model), **changed}, **others)
+    settings = settings_of(chosen, args, recipe, start.kind, {**options_of(start.model), **changed}, **others)
+    # The symbols do not matter here, but both sides may have to have as many.
+    freeze(build(start.kind, chosen.shape, start.source, start.source, settings.model_options), settings.freeze)
+    return settings
 
 
 def run_group(start: SavedModel, args: argparse.Namespace) -> int:
