@@ -170,6 +170,20 @@ def test_checkpointing_leaves_the_cache_out(sums):
     good(compare_gradients(found, grads))
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+def test_without_gradients_nothing_is_checkpointed_and_the_cache_stays(sums):
+    """As with transformers from 5.24 on; before, it left the cache out here, too."""
+    eager, ours = pair(BY_NAME["t5"])
+    inputs = whole(BY_NAME["t5"].inputs())
+    ours.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+    cache = transformers.EncoderDecoderCache(transformers.DynamicCache(), transformers.DynamicCache())
+    with torch.no_grad():
+        got = ours(**inputs, past_key_values=cache, use_cache=True).logits
+        torch.testing.assert_close(got, eager.train()(**inputs).logits, atol=1e-5, rtol=0)
+    assert cache.get_seq_length() == got.shape[1]
+    assert sums
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_hidden_states_and_attention_weights_are_eagers(name):
     inputs = BY_NAME[name].inputs()

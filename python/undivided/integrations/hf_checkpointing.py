@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache, partial, wraps
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
@@ -29,7 +30,7 @@ def checkpointed(module: nn.Module, forward: Callable) -> Callable:
 def wrapped(forward: Callable) -> Callable:
     @wraps(forward)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (self.gradient_checkpointing and self.training):
+        if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
             return forward(self, *args, **kwargs)
         cached = [name for name in ("use_cache", CACHE) if kwargs.get(name) not in (None, False)]
         if cached:  # the second run would write into it again; transformers leaves it out likewise
