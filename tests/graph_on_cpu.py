@@ -133,7 +133,7 @@ def as_on_a_gpu(recording: Recording) -> Iterator[None]:
             if name.startswith("undivided.ops."):
                 for word, function in swaps.items():
                     if getattr(module, word, None) is function:
-                        patch.setattr(module, word, lambda value, word=word: word == "by_registered_op")
+                        patch.setattr(module, word, lambda *values, word=word: word == "by_registered_op")
         patch.setattr(sys.modules["undivided.reference.attention"], "may_look", lambda value: False, raising=False)
         patch.setattr(sys.modules["undivided.ops.direct"], "POSSIBLE", False)
         linear, node = sys.modules["undivided.ops.linear"], torch.ops.graph_on_cpu.product

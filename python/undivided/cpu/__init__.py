@@ -36,8 +36,13 @@ def _openmp_address() -> int:
 
 
 def address(tensor: torch.Tensor | None) -> int:
-    """The address of a tensor's data; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
+    """The address of a tensor's data; 0 for None. Raises: ValueError where there is no data."""
+    if tensor is None:
+        return 0
+    found: int = tensor.data_ptr()
+    if not found and tensor.numel():
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} has no memory: its storage was freed, or never made")
+    return found
 
 
 def _connect() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _C
 from ..invariance import invariant
-from . import CPU, READS_TENSORS
+from . import CPU, READS_TENSORS, address
 from .attention_call import Call, buckets_by_distance, describe, plane, rows, unexpanded
 
 # What `attention_direct` of the extension takes.
@@ -51,7 +51,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, **words: Any) -> tuple[Te
     _C.attention_forward(
         **call.words,
         out=rows(out),
-        lse=lse.data_ptr(),
+        lse=address(lse),
         lse_b=nheads * seqlen_q if batch else 0,
         lse_h=seqlen_q,
         in_tiles=invariant(),
@@ -132,8 +132,8 @@ def attention_backward(
         dq=rows(dq),
         dk=rows(dk),
         dv=rows(dv),
-        lse=lse.data_ptr(),
-        dlse=0 if dlse is None else dlse.data_ptr(),
+        lse=address(lse),
+        dlse=address(dlse),
         lse_b=0 if q.dim() == 3 else lse.stride(0),
         lse_h=lse.stride(-2),
         lse_size=lse.numel(),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..reference.bias import relative_buckets
 from ..reference.dropout import LOW, seed_state
-from . import CPU, DTYPES
+from . import CPU, DTYPES, address
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Call:
 def rows(x: Tensor) -> tuple[int, int, int, int]:
     """Address and strides (batch, sequence, head) of (batch, seqlen, nheads, head_dim) or (total, nheads, head_dim)."""
     strides = x.stride()
-    return x.data_ptr(), 0 if len(strides) == 3 else strides[0], strides[-3], strides[-2]
+    return address(x), 0 if len(strides) == 3 else strides[0], strides[-3], strides[-2]
 
 
 def plane(x: Tensor) -> tuple[int, int, int, int, int, int]:
     """Address, strides and dtype of a 4-D tensor; a dimension of size 1 is shared: stride 0."""
     b, h, m, n = (0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr(), b, h, m, n, DTYPES.get(x.dtype, 0)
+    return address(x), b, h, m, n, DTYPES.get(x.dtype, 0)
 
 
 def unexpanded(x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def describe(
 
     def hold(x: Tensor) -> int:
         keep.append(x)
-        return x.data_ptr()
+        return address(x)
 
     words: dict[str, Any] = dict(
         q=rows(q),
@@ -119,7 +119,7 @@ def describe(
         buckets = buckets_by_distance(span, relative_table.shape[0], max_distance, bidirectional)
         table = relative_table.detach().float()
         words.update(table=hold(table), table_row=table.stride(0), table_column=table.stride(1))
-        words.update(buckets=buckets.data_ptr(), span=span)
+        words.update(buckets=address(buckets), span=span)
     if alibi_slopes is not None:
         slopes = alibi_slopes.float()
         words.update(

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _C
 from ..invariance import invariant
 from ..reference.attention_decode import append, gathered
-from . import CPU, DTYPES
+from . import CPU, DTYPES, address
 from .attention import attention_forward
 from .attention_call import buckets_by_distance
 from .rotary import turn_behind
@@ -61,22 +61,22 @@ def attention_decode(
     lse = torch.empty(batch, nheads, seqlen_q, dtype=torch.float32, device=CPU)
     blocks, longest = (0, 0), size
     if block_table is not None:
-        blocks, longest = (block_table.data_ptr(), block_table.stride(0)), size * block_table.shape[1]
+        blocks, longest = (address(block_table), block_table.stride(0)), size * block_table.shape[1]
     sinks = None if sinks is None else sinks.float()  # a name for the copy: the kernel has its address only
     left, right = window
     distance, _keep = _by_distance(**bias) if bias else NO_BIAS
     _C.attention_decode(
-        q.data_ptr(),
+        address(q),
         *q.stride(),
-        k_cache.data_ptr(),
+        address(k_cache),
         *k_cache.stride(),
-        v_cache.data_ptr(),
+        address(v_cache),
         *v_cache.stride(),
-        *(ABSENT if k is None else (k.data_ptr(), *k.stride())),
-        *(ABSENT if v is None else (v.data_ptr(), *v.stride())),
+        *(ABSENT if k is None else (address(k), *k.stride())),
+        *(ABSENT if v is None else (address(v), *v.stride())),
         out.data_ptr(),
         lse.data_ptr(),
-        cache_lengths.data_ptr(),
+        address(cache_lengths),
         DTYPES[dtype],
         batch,
         seqlen_q,
@@ -92,7 +92,7 @@ def attention_decode(
         -1 if left is None else left,
         -1 if right is None else right,
         0.0 if softcap is None else softcap,
-        0 if sinks is None else sinks.data_ptr(),
+        address(sinks),
         *distance,
         torch.get_num_threads(),
     )
@@ -130,8 +130,8 @@ def _by_distance(
         span = max(max_distance, relative_table.shape[0])
         buckets = buckets_by_distance(span, relative_table.shape[0], max_distance, bidirectional)
         table = relative_table.float()
-        return (table.data_ptr(), *table.stride(), buckets.data_ptr(), span, 0, 0, 0), (table, buckets)
+        return (address(table), *table.stride(), buckets.data_ptr(), span, 0, 0, 0), (table, buckets)
     if alibi_slopes is not None:
         of_batch = alibi_slopes.stride(0) if alibi_slopes.dim() == 2 else 0
-        return (0, 0, 0, 0, 0, alibi_slopes.data_ptr(), of_batch, alibi_slopes.stride(-1)), ()
+        return (0, 0, 0, 0, 0, address(alibi_slopes), of_batch, alibi_slopes.stride(-1)), ()
     return NO_BIAS

@@ -39,10 +39,10 @@ def feed_forward_forward(
     a = torch.empty_like(h) if save else h
     rows, columns = h.shape
     _C.feed_forward_forward(
-        h.data_ptr(),
+        address(h),
         address(bias) if separate else 0,
         address(g),
-        h.data_ptr() if save else 0,
+        address(h) if save else 0,
         a.data_ptr(),
         rows,
         columns,
@@ -81,7 +81,7 @@ def feed_forward_backward(
         db_in = dh.new_empty(dh.shape[1]) if needs_bias else None
         _C.feed_forward_backward(
             dh.data_ptr(),
-            h.data_ptr(),
+            address(h),
             address(g),
             dh.data_ptr(),
             address(dg),

@@ -37,14 +37,14 @@ def layer_norm_forward(
         return y, summed, mean, rstd
     dtype = DTYPES[x.dtype]
     _C.layer_norm_forward(
-        x.data_ptr(),
+        address(x),
         address(residual),
         address(weight),
         address(bias),
         y.data_ptr(),
         address(summed),
-        mean.data_ptr(),
-        rstd.data_ptr(),
+        address(mean),
+        address(rstd),
         rows,
         columns,
         eps,
@@ -85,13 +85,13 @@ def layer_norm_backward(
         return dx, dweight, dbias
     code = DTYPES[parameter_dtype]
     _C.layer_norm_backward(
-        dy.data_ptr(),
+        address(dy),
         address(dsummed),
-        x.data_ptr(),
+        address(x),
         address(weight),
-        mean.data_ptr(),
-        rstd.data_ptr(),
-        dx.data_ptr(),
+        address(mean),
+        address(rstd),
+        address(dx),
         address(dweight),
         address(dbias),
         rows,

@@ -22,8 +22,8 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     outputs = w.shape[0]
     y = x.new_empty(*shape, outputs)
     _C.linear(
-        x.data_ptr(),
-        w.data_ptr(),
+        address(x),
+        address(w),
         address(bias),
         y.data_ptr(),
         x.numel() // columns,

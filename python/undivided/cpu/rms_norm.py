@@ -31,12 +31,12 @@ def rms_norm_forward(
         return y, summed, rstd
     dtype = DTYPES[x.dtype]
     _C.rms_norm_forward(
-        x.data_ptr(),
+        address(x),
         address(residual),
         address(weight),
         y.data_ptr(),
         address(summed),
-        rstd.data_ptr(),
+        address(rstd),
         rows,
         columns,
         eps,
@@ -72,11 +72,11 @@ def rms_norm_backward(
         return dx, dweight
     dtype = DTYPES[x.dtype]
     _C.rms_norm_backward(
-        dy.data_ptr(),
+        address(dy),
         address(dsummed),
-        x.data_ptr(),
+        address(x),
         address(weight),
-        rstd.data_ptr(),
+        address(rstd),
         dx.data_ptr(),
         address(dweight),
         rows,

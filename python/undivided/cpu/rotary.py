@@ -29,9 +29,9 @@ def _turn(
         positions = positions.long()
         places = (0, *positions.stride())[-2:]
     _C.rotary(
-        x.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
+        address(x),
+        address(cos),
+        address(sin),
         address(positions),
         address(starts),
         shift,

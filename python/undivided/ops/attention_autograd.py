@@ -145,7 +145,7 @@ register_gradient("attention_forward", _autograd, _setup)
 
 def apply(module: str, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor]:
     """(out, lse) with gradients, by the cheapest path that the caller's mode allows."""
-    if by_registered_op(tensors.q):
+    if by_registered_op(*tensors):
         return torch.ops.undivided.attention_forward(module, *tensors, *numbers)
     refuse_transforms("attention", *tensors)
     if wants_gradient(tensors)[0]:

@@ -105,7 +105,7 @@ def apply(row: Backend, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Ten
     """(out, lse), by the cheapest path that the caller's mode allows."""
     if row.name == "reference":
         return run_reference(tensors, numbers)
-    if by_registered_op(tensors.q):
+    if by_registered_op(*tensors):
         ops = torch.ops.undivided
         op = ops.attention_decode if tensors.k is None else ops.attention_decode_append
         return op(row.module, *tensors, *numbers)

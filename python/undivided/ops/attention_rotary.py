@@ -32,7 +32,7 @@ def turned(
     if cos.shape[0] < max(seqlen_k, first + seqlen_q):
         longest = max(seqlen_k, first + seqlen_q)
         raise ValueError(f"cos has {cos.shape[0]} positions, queries and keys have {longest}; make the table longer")
-    if row.name == "triton" and not call.needs_grad and not by_registered_op(q) and _once(call, q.dtype):
+    if row.name == "triton" and not call.needs_grad and not by_registered_op(*tensors) and _once(call, q.dtype):
         return tensors._replace(cos=cos, sin=sin)
     places = None
     if tensors.offsets is not None:

@@ -71,7 +71,7 @@ def feed_forward(
     if row.name == "reference":
         return reference.feed_forward(x, w_in, b_in, w_out, b_out, activation, w_gate)
     values = (x, w_in, b_in, w_out, b_out, w_gate)
-    if by_registered_op(x):
+    if by_registered_op(*values):
         return torch.ops.undivided.feed_forward_forward(row.module, activation, call.needs_grad, *values)[0]
     refuse_transforms("feed_forward", *values)
     if call.needs_grad:

@@ -136,7 +136,7 @@ register_gradient("norm_forward", _autograd, _setup)
 
 def apply(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> tuple[Tensor, Any]:
     """(y, summed) with gradients, by the cheapest path that the caller's mode allows."""
-    if by_registered_op(x):
+    if by_registered_op(x, weight, bias, residual):
         return torch.ops.undivided.norm_forward(op, module, x, weight, bias, residual, eps)[:2]
     refuse_transforms(op, x, weight, bias, residual)
     if wants_grad(x, weight, bias, residual):

@@ -15,10 +15,12 @@ from .checks import is_plain
 LIBRARY = torch.library.Library("undivided", "FRAGMENT")
 
 
-def by_registered_op(value: torch.Tensor) -> bool:
-    """Whether a call must go through the registered op: torch.compile traces it, torch.jit.trace writes it down, and
-    subclasses of Tensor have rules of their own for it."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain(value)
+def by_registered_op(*values: torch.Tensor | None) -> bool:
+    """Whether a call on these tensors must go through the registered op: torch.compile traces it, torch.jit.trace
+    writes it down, and a subclass of Tensor, whichever argument it is, has rules of its own for it."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return not all(value is None or is_plain(value) for value in values)
 
 
 def register(name: str, schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> None:

@@ -60,7 +60,7 @@ register_gradient("rotary", _autograd, _setup)
 
 def apply(module: str, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, inverse: bool = False) -> Tensor:
     """y with gradients, by the cheapest path that the caller's mode allows."""
-    if by_registered_op(x):
+    if by_registered_op(x, cos, sin, positions):
         return torch.ops.undivided.rotary(module, x, cos, sin, positions, inverse)
     refuse_transforms("rotary", x, cos, sin)
     if torch.is_grad_enabled() and x.requires_grad:

@@ -1,0 +1,96 @@
+"""Tensors that are not plain values in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+pytest.importorskip("undivided._C", reason="the compiled extension is not built")
+
+from undivided import RelativeBias, ops  # noqa: E402
+from undivided.cpu import attention, layer_norm, rms_norm  # noqa: E402
+from undivided.ops import direct  # noqa: E402
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+Q, K, V = random(2, 5, 4, 16), random(2, 7, 2, 16, seed=1), random(2, 7, 2, 16, seed=2)
+X, W, SQUARE, ANGLES = random(4, 16, seed=3), random(16, seed=4), random(16, 16, seed=5), random(7, 8, seed=6)
+LENGTHS, TABLE = torch.tensor([3, 4], dtype=torch.int32), random(8, 4, seed=7)
+
+# name: (an op of tensors alone, what it is given)
+CALLS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
+    "attention": (lambda q, k, v: ops.attention(q, k, v, causal=True), (Q, K, V)),
+    "attention_bias": (lambda q, k, v, table: ops.attention(q, k, v, bias=RelativeBias(table)), (Q, K, V, TABLE)),
+    "attention_dense": (lambda q, k, v, bias: ops.attention(q, k, v, bias=bias), (Q, K, V, random(5, 7))),
+    "attention_decode": (lambda q, k, v: ops.attention_decode(q, k, v, LENGTHS), (Q, K, V)),
+    "layer_norm": (lambda x, w, b: ops.layer_norm(x, w, b), (X, W, W + 1)),
+    "layer_norm_residual": (lambda x, r, w: ops.layer_norm(x, w, residual=r)[0], (X, X + 1, W)),
+    "rms_norm": (lambda x, w: ops.rms_norm(x, w), (X, W)),
+    "feed_forward": (
+        lambda x, w_in, b, w_out, gate: ops.feed_forward(x, w_in, b, w_out, w_gate=gate),
+        (X, SQUARE, W, SQUARE - 1, SQUARE + 1),
+    ),
+    "linear": (lambda x, w, b: ops.linear(x, w, b), (X, SQUARE, W)),
+    "rotary": (lambda x, cos, sin: ops.rotary(x, cos, sin), (Q, ANGLES.cos(), ANGLES.sin())),
+}
+every_call = pytest.mark.parametrize("name", CALLS)
+
+
+class Wrapped(Tensor):
+    """A tensor without memory of its own, whose values another one has: as sharded and quantised ones are."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapped:
+        like = dict(strides=inner.stride(), dtype=inner.dtype, device=inner.device)
+        return Tensor._make_wrapper_subclass(cls, inner.shape, **like)  # type: ignore[attr-defined, no-any-return]
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def plain(value: Any) -> Any:
+            return value.inner if isinstance(value, Wrapped) else value
+
+        return func(*tree_map(plain, args), **tree_map(plain, kwargs or {}))
+
+
+@every_call
+def test_a_subclass_keeps_its_rules_as_any_argument(name):
+    function, values = CALLS[name]
+    expected = function(*values)
+    for place in range(len(values)):
+        given = [Wrapped(value) if at == place else value for at, value in enumerate(values)]
+        torch.testing.assert_close(function(*given), expected)
+
+
+def without_memory(value: Tensor) -> Tensor:
+    value = value.clone()
+    value.untyped_storage().resize_(0)
+    return value
+
+
+def all_zero(value: Tensor) -> Tensor:
+    return torch._efficientzerotensor(value.shape)
+
+
+@every_call
+@pytest.mark.parametrize("empty", [without_memory, all_zero, torch._to_functional_tensor])
+def test_a_tensor_without_memory_is_refused(name, empty, monkeypatch):
+    """By the launchers, or by torch where it looks first; what C++ reads by itself is its own matter."""
+    monkeypatch.setattr(direct, "POSSIBLE", False)
+    for launcher in (attention, layer_norm, rms_norm):
+        monkeypatch.setattr(launcher, "READS_TENSORS", False)
+    function, values = CALLS[name]
+    for place in range(len(values)):
+        given = [empty(value) if at == place else value for at, value in enumerate(values)]
+        with pytest.raises((ValueError, RuntimeError), match="has no memory|requiring a storage"):
+            function(*given)
