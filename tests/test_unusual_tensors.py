@@ -1,4 +1,4 @@
-"""Tensors that are not plain values in memory."""
+"""Tensors that are not plain values in memory, and modes that see what is done to any."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 pytest.importorskip("undivided._C", reason="the compiled extension is not built")
@@ -94,3 +97,62 @@ def test_a_tensor_without_memory_is_refused(name, empty, monkeypatch):
         given = [empty(value) if at == place else value for at, value in enumerate(values)]
         with pytest.raises((ValueError, RuntimeError), match="has no memory|requiring a storage"):
             function(*given)
+
+
+def leaves(values: tuple[Tensor, ...]) -> list[Tensor]:
+    return [value.clone().requires_grad_() for value in values]
+
+
+def differentiable(name: str) -> bool:
+    return name not in ("attention_decode", "rotary")
+
+
+@every_call
+def test_a_graph_of_make_fx_gives_the_result_for_other_inputs(name):
+    """In its default mode the tensors are real ones, and nothing but the active mode says that they are traced."""
+    function, values = CALLS[name]
+    graph = make_fx(function)(*values)
+    others = [value.roll(1, 0) for value in values]
+    torch.testing.assert_close(graph(*others), function(*others))
+
+
+class Log(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@every_call
+def test_a_mode_sees_the_ops(name):
+    function, values = CALLS[name]
+    expected = function(*values)
+    with Log() as log:
+        torch.testing.assert_close(function(*values), expected)
+    assert any(op.startswith("aten.addmm" if name == "linear" else "undivided.") for op in log.names)
+    if differentiable(name):
+        given, plain = leaves(values), leaves(values)
+        with Log() as log:
+            found = torch.autograd.grad(function(*given).sum(), given)
+        torch.testing.assert_close(found, torch.autograd.grad(function(*plain).sum(), plain))
+        assert any(op.startswith("aten.mm" if name == "linear" else "undivided.") for op in log.names)
+
+
+@every_call
+def test_real_inputs_of_fake_tensor_mode(name):
+    """Nothing of the mode is left for the calls after it."""
+    function, values = CALLS[name]
+    for _ in range(2):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert isinstance(function(*values), FakeTensor)
+        with FakeTensorMode(), pytest.raises((AssertionError, RuntimeError), match="to Fake"):
+            function(*values)
+        function(*values)
+    table = random(9, 4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ops.attention(Q, K, V, bias=RelativeBias(table, 77))
+    words = dict(bias=RelativeBias(table, 77))
+    torch.testing.assert_close(ops.attention(Q, K, V, **words), ops.attention(Q, K, V, backend="reference", **words))

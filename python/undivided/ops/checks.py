@@ -48,9 +48,14 @@ def is_plain(value: Tensor) -> bool:
     return type(value) in (Tensor, torch.nn.Parameter)
 
 
+def watched() -> bool:
+    """Whether a mode, such as make_fx or torch's FakeTensorMode, sees or replaces what the dispatcher calls."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def readable(value: Tensor) -> bool:
     """Whether looking at the values costs nothing: on a CPU, and not while a graph or a transform is traced."""
-    tracing = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    tracing = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or watched()
     return not tracing and is_plain(value) and value.device.type == "cpu" and value.numel() > 0
 
 

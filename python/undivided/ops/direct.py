@@ -23,7 +23,7 @@ POSSIBLE = rules.EXTENSION_MISSING is None and hasattr(Tensor, "__dlpack_c_excha
 
 def plain_call(backend: str, x: Any) -> bool:
     """x is a plain dense tensor on a CPU, and there is nothing around the call that an op must heed: autocast, tracing,
-    transforms, tangents, batch_invariant."""
+    transforms, modes, tangents, batch_invariant."""
     return (
         POSSIBLE
         and not torch.compiler.is_compiling()
@@ -35,6 +35,7 @@ def plain_call(backend: str, x: Any) -> bool:
         and backend in ("auto", "cpu")
         and not torch._C._is_any_autocast_enabled()
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
         and forward_ad._current_level < 0
         and not invariant()
     )

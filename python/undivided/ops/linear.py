@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from ..dispatch import load
 from ..products import FLOATS, MOST_WIDENED, by_onednn, by_widening, for_few_rows, product, widened
 from ..reference.precision import autocasting
-from .checks import is_plain
+from .checks import is_plain, watched
 from .direct import DIRECT, may_go_directly
 
 
@@ -55,8 +55,8 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """x w^T + bias, as torch.nn.functional.linear: x (..., k), w (n, k), bias (n,) or None -> (..., n), of any dtype.
 
     On a CPU it takes what is faster than torch's choice (`undivided.products`); under autocast too, where bfloat16 is
-    widened: then the weights are not rounded first. Under torch.compile, torch.jit.trace and torch.func it is torch's
-    own.
+    widened: then the weights are not rounded first. Under torch.compile, torch.jit.trace, torch.func and modes it is
+    torch's own.
     Raises: what torch's raises.
     """
     if may_go_directly("auto", x, w, bias):
@@ -76,6 +76,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         or not (bias is None or (bias.dtype == w.dtype and bias.device == w.device and bias.shape == w.shape[:1]))
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
+        or watched()
     ):
         return F.linear(x, w, bias)
     few = None if autocast else for_few_rows(x, w)

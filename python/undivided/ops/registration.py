@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from .checks import is_plain
+from .checks import is_plain, watched
 
 LIBRARY = torch.library.Library("undivided", "FRAGMENT")
 
 
 def by_registered_op(*values: torch.Tensor | None) -> bool:
     """Whether a call on these tensors must go through the registered op: torch.compile traces it, torch.jit.trace
-    writes it down, and a subclass of Tensor, whichever argument it is, has rules of its own for it."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    writes it down, modes see it, and a subclass of Tensor, whichever argument it is, has rules of its own for it."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or watched():
         return True
     return not all(value is None or is_plain(value) for value in values)
 
