@@ -332,3 +332,35 @@ def test_no_queries_only_append():
     tensors, new = drawn([5, 9], 20, 0, new=2)
     assert undivided.attention_decode(*tensors, **new).shape == (2, 0, 2, 16)
     assert torch.equal(tensors[1][1, 9:11], new["k"][1]) and torch.equal(tensors[2][0, 5:7], new["v"][0])
+
+
+@pytest.mark.parametrize("way", ["directly", "usual", "lse", "reference", "registered op"])
+def test_what_autograd_saved_of_a_cache_is_not_overwritten_unseen(way, monkeypatch):
+    """A call that appends counts as a change in place of the caches, one that does not is none."""
+    if way == "usual":
+        monkeypatch.setattr("undivided.ops.direct.POSSIBLE", False)
+    if way == "registered op":
+        monkeypatch.setattr("undivided.ops.attention_decode_call.by_registered_op", lambda *values: True)
+        monkeypatch.setattr("undivided.ops.direct.POSSIBLE", False)
+    words = dict(return_lse=way == "lse", backend="reference" if way == "reference" else "auto")
+    tensors, new = drawn([5, 9], 20, 1, new=2)
+    factor = torch.ones((), device=DEVICE, requires_grad=True)
+    for cache in tensors[1:3]:
+        product = (cache * factor).sum()
+        undivided.attention_decode(*tensors, **words)
+        product.backward(retain_graph=True)
+        undivided.attention_decode(*tensors, **new, **words)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_caches_of_inference_mode_are_written(possible, monkeypatch):
+    """They count no changes."""
+    monkeypatch.setattr("undivided.ops.direct.POSSIBLE", possible and undivided.ops.direct.POSSIBLE)
+    with torch.inference_mode():
+        tensors, new = drawn([5, 9], 20, 1, new=2)
+        assert tensors[1].is_inference()
+        inside = undivided.attention_decode(*tensors, **new)
+    assert same(undivided.attention_decode(*tensors, **new), inside)  # written once more
+    assert torch.equal(tensors[1][1, 9:11], new["k"][1])

@@ -20,6 +20,8 @@ from .. import _C
 from .feed_forward import ACTIVATIONS
 from .linear import MOST_ROWS
 
+# As torch.autograd.graph.increment_version, without its Python.
+increment_version = torch._C._increment_version
 Relative = tuple[Tensor, Tensor] | tuple[None, None]  # the table and the rows of it by distance, of a relative bias
 
 attention_fits = _C.attention_fits  # (q, k, v, key_lengths, query_offset, *relative, *words)
@@ -50,8 +52,11 @@ def attention_decode(
     *words: Any,  # causal, window, scale
 ) -> Tensor | None:
     out, threads = torch.empty_like(q, memory_format=torch.contiguous_format), torch.get_num_threads()
-    ran = _C.attention_decode_direct(q, k_cache, v_cache, cache_lengths, k, v, *relative, *words, out, threads)
-    return out if ran else None
+    if not _C.attention_decode_direct(q, k_cache, v_cache, cache_lengths, k, v, *relative, *words, out, threads):
+        return None
+    if k is not None:
+        increment_version((k_cache, v_cache))
+    return out
 
 
 norm_fits = _C.norm_fits  # (x, residual, weight, bias, eps): whether `norm` would take them

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .. import reference
 from ..dispatch import Backend, load
@@ -35,7 +36,7 @@ def run(module: str, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor
         words["alibi_slopes"] = t.alibi_slopes
     if t.cos is not None:
         words.update(cos=t.cos, sin=t.sin)
-    return load(module).attention_decode(
+    found: tuple[Tensor, Tensor] = load(module).attention_decode(
         t.q,
         t.k_cache,
         t.v_cache,
@@ -49,6 +50,9 @@ def run(module: str, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor
         sinks=t.sinks,
         **words,
     )
+    if t.k is not None:
+        increment_version((t.k_cache, t.v_cache))
+    return found
 
 
 def run_reference(tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor]:
