@@ -156,3 +156,33 @@ def test_real_inputs_of_fake_tensor_mode(name):
         ops.attention(Q, K, V, bias=RelativeBias(table, 77))
     words = dict(bias=RelativeBias(table, 77))
     torch.testing.assert_close(ops.attention(Q, K, V, **words), ops.attention(Q, K, V, backend="reference", **words))
+
+
+@every_call
+@pytest.mark.parametrize("possible", [True, False])
+def test_the_negative_bit_is_heeded(name, possible, monkeypatch):
+    """The imaginary part of a conjugate has it; with stride 1 only torch's own operator makes it."""
+    if not possible:
+        monkeypatch.setattr(direct, "POSSIBLE", False)
+    function, values = CALLS[name]
+    for place in range(len(values) if not possible else 1):
+        given, expected = list(values), list(values)
+        given[place] = torch._neg_view(values[place])
+        expected[place] = -values[place]
+        torch.testing.assert_close(function(*given), function(*expected))
+    if differentiable(name):
+        given = leaves(values)
+        out = function(*given)
+        dout = out.detach().cos()
+        found = torch.autograd.grad(out, given, torch._neg_view(dout), retain_graph=True)
+        torch.testing.assert_close(found, torch.autograd.grad(out, given, -dout))
+
+
+def test_the_imaginary_part_of_a_conjugate():
+    z = torch.complex(random(1, 1), random(1, 1, seed=1)).conj().imag
+    assert z.is_neg() and z.is_contiguous()
+    for found, expected in (
+        (ops.rms_norm(z), ops.rms_norm(z.clone())),
+        (ops.linear(z, torch.ones(3, 1)), z.clone().expand(1, 3)),
+    ):
+        assert torch.equal(found, expected) and found[0, 0] < 0

@@ -36,6 +36,7 @@ def first_derivatives_only(op: str, cure: str = CURE) -> Callable[..., Any]:
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         def run(ctx: Any, *douts: Tensor | None) -> Any:
+            douts = tuple(None if dout is None else dout.resolve_neg() for dout in douts)
             if not torch.is_grad_enabled():  # it is on when the caller asked for create_graph
                 return backward(ctx, *douts)
             with torch.no_grad():

@@ -32,6 +32,7 @@ def plain_call(backend: str, x: Any) -> bool:
         and x.is_cpu
         and x.layout is torch.strided
         and not x.is_nested
+        and not x.is_neg()  # the imaginary part of a conjugate: its stride is 2, which is none where its size is 1
         and backend in ("auto", "cpu")
         and not torch._C._is_any_autocast_enabled()
         and not torch._C._are_functorch_transforms_active()

@@ -77,6 +77,9 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or watched()
+        or x.is_neg()
+        or w.is_neg()
+        or (bias is not None and bias.is_neg())
     ):
         return F.linear(x, w, bias)
     few = None if autocast else for_few_rows(x, w)

@@ -17,10 +17,11 @@ LIBRARY = torch.library.Library("undivided", "FRAGMENT")
 
 def by_registered_op(*values: torch.Tensor | None) -> bool:
     """Whether a call on these tensors must go through the registered op: torch.compile traces it, torch.jit.trace
-    writes it down, modes see it, and a subclass of Tensor, whichever argument it is, has rules of its own for it."""
+    writes it down, modes see it, a subclass of Tensor, whichever argument it is, has rules of its own for it, and what
+    stands in memory is not the values where the negative bit is set."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or watched():
         return True
-    return not all(value is None or is_plain(value) for value in values)
+    return not all(value is None or (is_plain(value) and not value.is_neg()) for value in values)
 
 
 def register(name: str, schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> None:
