@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -186,3 +186,48 @@ def test_the_imaginary_part_of_a_conjugate():
         (ops.linear(z, torch.ones(3, 1)), z.clone().expand(1, 3)),
     ):
         assert torch.equal(found, expected) and found[0, 0] < 0
+
+
+def other_strides(value: Tensor) -> Tensor:
+    """The same values; rows apart, and in a row too."""
+    wide = torch.full((*value.shape, 2), torch.nan if value.is_floating_point() else 0, dtype=value.dtype)
+    wide[..., 0] = value
+    return wide[..., 0]
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "attention_decode"])
+@pytest.mark.parametrize("possible", [True, False])
+def test_saved_tensors_may_come_back_with_other_strides(name, possible, monkeypatch):
+    monkeypatch.setattr(direct, "POSSIBLE", possible and direct.POSSIBLE)
+    function, values = CALLS[name]
+    given = leaves(values) if differentiable(name) else [values[0].clone().requires_grad_(), *values[1:]]
+    wanted = [value for value in given if value.requires_grad]
+    expected = torch.autograd.grad(function(*given).square().sum(), wanted)
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value.detach(), other_strides):
+        out = function(*given)
+    torch.testing.assert_close(torch.autograd.grad(out, wanted, 2 * out.detach()), expected)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if differentiable(name) and name != "linear"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_saved_tensors_that_come_back_in_another_dtype_are_refused(name, dtype):
+    """One at a time; weights of a norm and a bias may have any."""
+    function, values = CALLS[name]
+    refused, given = 0, leaves(values)
+    expected = torch.autograd.grad(function(*given).sum(), given)
+    for changed in range(32):
+        order = iter(range(32))
+
+        def unpack(value: Tensor, changed: int = changed, order: Iterator[int] = order) -> Tensor:
+            return value.to(dtype) if next(order) == changed else value
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda value: value.detach(), unpack):
+            out = function(*given).sum()
+        try:
+            torch.testing.assert_close(torch.autograd.grad(out, given), expected, atol=0.1, rtol=0.1)
+        except TypeError as error:
+            assert "comes back from the saved-tensor" in str(error)
+            refused += 1
+        if next(order) <= changed:
+            break
+    assert refused

@@ -11,12 +11,14 @@ from torch import Tensor
 from .. import rules
 from ..dispatch import load
 from .attention_plain import Numbers, Tensors, empty_outputs, launcher_keywords, wants_gradient
-from .derivatives import first_derivatives_only, refuse_transforms
+from .checks import last_contiguous
+from .derivatives import first_derivatives_only, given_back, refuse_transforms
 from .direct import DIRECT, any_requires_grad, plain_call, relative_words
 from .registration import by_registered_op, register, register_gradient
 
 CPU = "undivided.cpu.attention"
 TENSORS = len(Tensors._fields)
+INTEGERS = ("key_lengths", "query_lengths", "offsets", "cu_seqlens_q", "cu_seqlens_k")
 TRAINABLE = ("q", "k", "v", "bias", "relative_table", "sinks")
 
 
@@ -35,17 +37,21 @@ def run_backward(
     numbers: Numbers,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of q, k, v, bias, relative_table, sinks; `needs` speaks of the last three."""
+    """Gradients of q, k, v, bias, relative_table, sinks; `needs` speaks of the last three.
+
+    What was saved may come back from hooks with other strides."""
     launchers = load(module)
+    t = tensors
+    given_back("attention", dout.dtype, q=t.q, k=t.k, v=t.v, out=out)
+    given_back("attention", torch.float32, lse=lse, alibi_slopes=t.alibi_slopes)
+    given_back("attention", torch.bool, mask=t.mask)
+    given_back("attention", torch.int32, **{name: getattr(t, name) for name in INTEGERS})
     if dout.stride(-1) != 1:
         dout = dout.contiguous()
     grads = launchers.attention_backward(
         dout,
-        tensors.q,
-        tensors.k,
-        tensors.v,
-        out,
-        lse,
+        *(last_contiguous(value) for value in (t.q, t.k, t.v, out)),
+        lse.contiguous(),
         **launcher_keywords(tensors, numbers),
         dlse=None if dlse is None else dlse.contiguous(),
         need_bias=needs[0],

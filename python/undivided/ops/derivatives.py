@@ -49,6 +49,16 @@ def first_derivatives_only(op: str, cure: str = CURE) -> Callable[..., Any]:
     return decorate
 
 
+def given_back(op: str, dtype: torch.dtype, **saved: Tensor | None) -> None:
+    """Raises: TypeError where saved_tensors_hooks gave a saved tensor back in another dtype than it had."""
+    for name, value in saved.items():
+        if value is not None and value.dtype != dtype:
+            raise TypeError(
+                f"{op}: {name} was saved for the backward with dtype {dtype} and comes back from the saved-tensor "
+                f"hooks with {value.dtype}; they must be the same"
+            )
+
+
 def refuse_transforms(op: str, *values: Tensor | None, cure: str = CURE) -> None:
     """Raises: NotImplementedError inside torch.func's transforms, and for tensors with a forward-mode tangent."""
     if torch._C._are_functorch_transforms_active():

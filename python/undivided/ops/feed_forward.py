@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import reference
 from ..dispatch import FeedForwardCall, choose, load
 from .checks import autocast_to, is_float, is_like, last_contiguous
-from .derivatives import first_derivatives_only, refuse_transforms
+from .derivatives import first_derivatives_only, given_back, refuse_transforms
 from .direct import DIRECT, may_go_directly
 from .feed_forward_table import FEED_FORWARD
 from .norm_checks import wants_grad
@@ -111,6 +111,8 @@ def _launch(module: str, activation: str, save: bool, *values: Any) -> Any:
 def _launch_backward(module: str, activation: str, dout: Tensor, saved: Any, needs: Sequence[bool]) -> Any:
     """(dx, dw_in, db_in, dw_out, db_out, dw_gate), None where `needs`, in the same order, is False."""
     x, h, g, w_in, w_out, w_gate = saved
+    given_back("feed_forward", dout.dtype, x=x, h=h, g=g, w_in=w_in, w_out=w_out, w_gate=w_gate)
+    h, g = h.contiguous(), None if g is None else g.contiguous()  # a hook may give them back with other strides
     launcher = load(module).feed_forward_backward
     dout = dout.reshape(-1, dout.shape[-1]).contiguous()
     dx, *grads = launcher(dout, _rows(x), h, g, w_in, w_out, w_gate, activation, tuple(needs))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..dispatch import load
-from .derivatives import first_derivatives_only, refuse_transforms
+from .derivatives import first_derivatives_only, given_back, refuse_transforms
 from .direct import DIRECT, any_requires_grad, plain_call
-from .norm_checks import wants_grad
+from .norm_checks import kernel_weight, wants_grad
 from .registration import by_registered_op, register, register_gradient
 
 CPU = {op: f"undivided.cpu.{op}" for op in ("layer_norm", "rms_norm")}
@@ -40,9 +40,15 @@ def launch_backward(
     rstd: Tensor,
     has_bias: bool,
 ) -> Any:
-    """(dx, dweight or None, dbias or None); x is what was normalised."""
+    """(dx, dweight or None, dbias or None); x is what was normalised.
+
+    What was saved may come back from hooks with other strides, a weight in any float dtype."""
     launchers = load(module)
     dy = torch.zeros_like(x) if dy is None else dy
+    given_back(op, dy.dtype, x=x)
+    given_back(op, torch.float32, mean=mean, rstd=rstd)
+    weight = kernel_weight(weight)
+    mean, rstd = None if mean is None else mean.contiguous(), rstd.contiguous()
     if op == "layer_norm":
         return launchers.layer_norm_backward(dy, dsummed, x, weight, mean, rstd, has_bias)
     dx, dweight = launchers.rms_norm_backward(dy, dsummed, x, weight, rstd)
