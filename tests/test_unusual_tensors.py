@@ -231,3 +231,27 @@ def test_saved_tensors_that_come_back_in_another_dtype_are_refused(name, dtype):
         if next(order) <= changed:
             break
     assert refused
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "attention_decode"])
+@pytest.mark.parametrize("possible", [True, False])
+def test_batches_of_gradients_are_refused(name, possible, monkeypatch):
+    """But for those of linear, which torch's own product takes."""
+    monkeypatch.setattr(direct, "POSSIBLE", possible and direct.POSSIBLE)
+    function, (first, *rest) = CALLS[name]
+    first = first.clone().requires_grad_()
+    out = function(first, *rest)
+    many = torch.stack([out.detach(), 2 * out.detach()])
+
+    def gradient(dout: Tensor) -> Tensor:
+        return torch.autograd.grad(out, first, dout, retain_graph=True)[0]
+
+    for call in (
+        lambda: torch.autograd.grad(out, first, many, is_grads_batched=True, retain_graph=True)[0],
+        lambda: torch.func.vmap(gradient)(many),
+    ):
+        if name == "linear":
+            torch.testing.assert_close(call(), torch.stack([gradient(dout) for dout in many]))
+            continue
+        with pytest.raises(NotImplementedError, match="no batches of gradients.*backend='reference'"):
+            call()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 CURE = "pass backend='reference', which is eager torch"
@@ -36,6 +37,7 @@ def first_derivatives_only(op: str, cure: str = CURE) -> Callable[..., Any]:
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         def run(ctx: Any, *douts: Tensor | None) -> Any:
+            refuse_batched(op, *douts, cure=cure)
             douts = tuple(None if dout is None else dout.resolve_neg() for dout in douts)
             if not torch.is_grad_enabled():  # it is on when the caller asked for create_graph
                 return backward(ctx, *douts)
@@ -57,6 +59,13 @@ def given_back(op: str, dtype: torch.dtype, **saved: Tensor | None) -> None:
                 f"{op}: {name} was saved for the backward with dtype {dtype} and comes back from the saved-tensor "
                 f"hooks with {value.dtype}; they must be the same"
             )
+
+
+def refuse_batched(op: str, *douts: Tensor | None, cure: str = CURE) -> None:
+    """Raises: NotImplementedError for many gradients of the outputs at once, as vectorized Jacobians have them."""
+    for dout in douts:
+        if dout is not None and (is_batchedtensor(dout) or is_legacy_batchedtensor(dout)):
+            raise NotImplementedError(f"{op}: the kernels' backward takes no batches of gradients (vmap); {cure}")
 
 
 def refuse_transforms(op: str, *values: Tensor | None, cure: str = CURE) -> None:

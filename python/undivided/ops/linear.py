@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 from torch.autograd import forward_ad
 
 from ..dispatch import load
@@ -77,6 +78,8 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or watched()
+        or is_batchedtensor(x)  # of many gradients at once
+        or is_batchedtensor(w)
         or x.is_neg()
         or w.is_neg()
         or (bias is not None and bias.is_neg())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..dispatch import load
 from .checks import last_contiguous
-from .derivatives import refuse_transforms
+from .derivatives import refuse_batched, refuse_transforms
 from .registration import by_registered_op, register, register_gradient
 
 
@@ -33,6 +33,7 @@ class RotaryFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
+        refuse_batched("rotary", dy)
         cos, sin, positions = ctx.saved_tensors
         return None, apply(ctx.module, dy, cos, sin, positions, not ctx.inverse), None, None, None, None
 
