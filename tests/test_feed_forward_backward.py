@@ -124,3 +124,15 @@ def test_torch_func_and_forward_mode_are_refused_not_ignored(backend):
             transform()
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="feed_forward: the kernels have no forward"):
         op(forward_ad.make_dual(x, x))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(5, 16), (16,), (2, 3, 16)])
+def test_the_result_may_be_changed_in_place(backend, shape):
+    made = inputs() | dict(x=random(*shape))
+    x = made["x"].requires_grad_()
+    out = run(undivided.feed_forward, backend=backend, **made)
+    (expected,) = torch.autograd.grad(out.sum(), x, retain_graph=True)
+    out += 1
+    out *= 2
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], 2 * expected)

@@ -105,7 +105,8 @@ def _launch(module: str, activation: str, save: bool, *values: Any) -> Any:
     x, w_in, b_in, w_out, b_out, w_gate = values
     launcher = load(module).feed_forward_forward
     out, h, g = launcher(_rows(x), w_in, b_in, w_out, b_out, activation, w_gate, save=save)
-    return out.view(x.shape), h, g
+    # A view that leaves a Function could not be changed in place.
+    return out if x.dim() == 2 else torch.ops.aten._unsafe_view(out, x.shape), h, g
 
 
 def _launch_backward(module: str, activation: str, dout: Tensor, saved: Any, needs: Sequence[bool]) -> Any:
