@@ -178,6 +178,15 @@ def test_linear_and_feed_forward(variant, dtype, taken):
     assert sum(taken) == 28  # a backward, too, multiplies by linear, which has a look at transposed weights
 
 
+def test_strides_where_a_size_is_1():
+    x, w, b = random(5, 1, 16).transpose(0, 1), random(16, 16, seed=1), random(16, seed=2)
+    assert x.is_contiguous() and x.stride() != x.clone(memory_format=torch.contiguous_format).stride()
+    assert same(ops.feed_forward, x, w, b, w) and same(ops.linear, x, w, b)
+    assert same(ops.layer_norm, x, b, b, residual=x) and same(ops.rms_norm, x, b)
+    q = random(5, 1, 2, 16).transpose(0, 1)
+    assert same(ops.attention, q, q, q) and same(ops.attention_decode, q, q, q, integers(5))
+
+
 def test_more_rows_go_the_usual_way(taken):
     x, w = random(17, 8), random(8, 8, seed=1)
     assert same(ops.linear, x, w) and same(ops.feed_forward, x, w, None, w) and not any(taken)

@@ -95,5 +95,6 @@ def feed_forward(
 ) -> Tensor | None:
     if not _few_rows(x) or type(activation) is not str or activation not in ACTIVATIONS:
         return None
-    y, code, threads = torch.empty_like(x), ACTIVATIONS[activation], torch.get_num_threads()
+    y, code = torch.empty_like(x, memory_format=torch.contiguous_format), ACTIVATIONS[activation]
+    threads = torch.get_num_threads()
     return y if _C.feed_forward_direct(x, w_in, b_in, w_out, b_out, code, w_gate, y, threads) else None
