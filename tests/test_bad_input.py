@@ -351,6 +351,29 @@ def test_layers(build, text):
         build()
 
 
+DECODE = dict(q=zeros(2, 1, 4, 8), k_cache=zeros(2, 5, 2, 8), v_cache=zeros(2, 5, 2, 8), cache_lengths=ints(3, 4))
+EVERY_OP = {
+    undivided.attention: QKV | dict(mask=bools(3, 5), bias=zeros(3, 5), sinks=zeros(4), key_lengths=ints(5, 3)),
+    undivided.attention_decode: DECODE | dict(k=zeros(2, 1, 2, 8), v=zeros(2, 1, 2, 8), sinks=zeros(4)),
+    undivided.layer_norm: dict(x=zeros(3, 8), weight=zeros(8), bias=zeros(8), residual=zeros(3, 8)),
+    undivided.rms_norm: dict(x=zeros(3, 8), weight=zeros(8), residual=zeros(3, 8)),
+    undivided.feed_forward: FEED_FORWARD | dict(w_gate=zeros(6, 8)),
+    undivided.rotary: ROTARY | dict(positions=ints(0, 1, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op, words in EVERY_OP.items() for name in words])
+def test_tensors_that_are_not_dense(op, name):
+    good = EVERY_OP[op]
+    check(op, good, {name: good[name].to_sparse()}, TypeError, f"^{name} has layout torch.sparse_coo; allowed: dense")
+    nested = torch.nested.nested_tensor(list(good[name]))
+    check(op, good, {name: nested}, TypeError, f"^{name} is a nested tensor; allowed: dense")
+    if good[name].is_floating_point():
+        text = f"^{name} has layout torch._mkldnn; allowed: dense"
+        check(op, good, {name: good[name].to_mkldnn()}, TypeError, text)
+
+
 def test_explain_names_an_unknown_op():
     call = undivided.dispatch.NormCall("cpu", "float32", 4, 8)
     with pytest.raises(ValueError, match="op='group_norm' is unknown for a NormCall; allowed: layer_norm, rms_norm"):

@@ -14,8 +14,12 @@ INTEGERS = (torch.int32, torch.int64)
 
 
 def is_tensor(name: str, value: object) -> None:
+    """A dense one: the others have no strides to read by."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "is a nested tensor" if value.is_nested else f"has layout {value.layout}"
+        raise TypeError(f"{name} {kind}; allowed: dense tensors (layout torch.strided)")
 
 
 def is_flag(name: str, value: object) -> None:
