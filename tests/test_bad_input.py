@@ -31,6 +31,16 @@ def bools(*shape: int, device: str = "cpu") -> torch.Tensor:
     return torch.ones(shape, dtype=torch.bool, device=device)
 
 
+class Array:
+    """As numpy's: whether it equals something is no single truth."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+    def __repr__(self) -> str:
+        return "array of 2"
+
+
 def check(op, good: dict, change: dict, error: type[Exception], text: str) -> None:
     op(**good)
     with pytest.raises(error, match=text):
@@ -250,6 +260,7 @@ FEED_FORWARD = dict(x=zeros(3, 8), w_in=zeros(6, 8), b_in=zeros(6), w_out=zeros(
         (dict(w_in=zeros(0, 8), b_in=zeros(0), w_out=zeros(8, 0)), ValueError, "d_ff 0 and d_model 8 must"),
         (dict(activation="tanh"), ValueError, "activation='tanh' is unknown; allowed: relu, gelu, gelu_tanh, silu"),
         (dict(activation=None), ValueError, "activation=None is unknown"),
+        (dict(activation=Array()), ValueError, "activation=array of 2 is unknown; allowed: relu"),
         (dict(backend="sdpa"), BackendRefused, "backend='sdpa' does not run this call"),
         (dict(backend="fast"), ValueError, "backend='fast' is unknown"),
     ],

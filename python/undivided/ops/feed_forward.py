@@ -81,7 +81,7 @@ def feed_forward(
 
 def _check(x: Tensor, w_in: Tensor, b_in: Any, w_out: Tensor, b_out: Any, activation: str, w_gate: Any) -> None:
     is_float("x", x)
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is unknown; allowed: {', '.join(ACTIVATIONS)}")
     is_float("w_in", w_in)
     if w_in.dim() != 2 or x.dim() < 1 or x.shape[-1] != w_in.shape[1]:
