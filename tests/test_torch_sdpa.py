@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -342,3 +343,32 @@ def test_torchs_own_backend_does_not_come_back_to_us():
     with undivided.sdpa(KERNEL) as report:
         assert torch.equal(undivided.attention(q, k, v, backend="sdpa"), expected)
     assert not report.calls
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        dict(scale=True),
+        dict(dropout_p=False),
+        dict(enable_gqa=1),
+        dict(enable_gqa=None),
+        dict(is_causal=1),
+        dict(is_causal=None),
+        dict(dropout_p="a"),
+    ],
+    ids=str,
+)
+def test_words_of_other_types_are_left_to_torch(words):
+    """Which takes some of them and has its own errors for the others."""
+    tensors = leaves()
+    try:
+        expected = TORCH(**tensors, **words)
+    except TypeError as error:
+        expected = error
+    with undivided.sdpa(KERNEL) as report:
+        if isinstance(expected, TypeError):
+            with pytest.raises(TypeError, match=re.escape(str(expected).splitlines()[0])):
+                F.scaled_dot_product_attention(**tensors, **words)
+        else:
+            assert torch.equal(F.scaled_dot_product_attention(**tensors, **words), expected)
+    assert report.calls == {"torch": 1}

@@ -233,7 +233,7 @@ def _directly(
         return None
     if not all(isinstance(x, Tensor) and x.dim() == 4 and not x.is_nested for x in (query, key, value)):
         return None
-    if query.shape[1] != key.shape[1] and not enable_gqa:
+    if type(enable_gqa) is not bool or (query.shape[1] != key.shape[1] and not enable_gqa):
         return None
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     offset = 0 if is_causal and not bottom_right else None

@@ -45,6 +45,8 @@ def translate(
     What torch itself refuses goes to torch too, so that its error is the one that is raised.
     """
     reason = _kind(query, key, value, attn_mask) or _numbers(dropout_p, is_causal, scale, attn_mask)
+    if reason is None and not isinstance(enable_gqa, bool):
+        reason = f"enable_gqa {enable_gqa!r} is not True or False"
     if reason is not None:
         return reason
     query, key, value = autocast_to(query, key, value)
@@ -99,13 +101,20 @@ def _kind(query: Any, key: Any, value: Any, attn_mask: Any) -> str | None:
 
 
 def _numbers(dropout_p: Any, is_causal: Any, scale: Any, attn_mask: Any) -> str | None:
+    if not isinstance(is_causal, bool):
+        return f"is_causal {is_causal!r} is not True or False"
     if is_causal and attn_mask is not None:
         return "attn_mask and is_causal together are left to torch's rules"
-    if not isinstance(dropout_p, NUMBERS) or not 0.0 <= dropout_p < 1.0:
+    if not _is_number(dropout_p) or not 0.0 <= dropout_p < 1.0:
         return f"dropout_p {dropout_p} is not at least 0 and under 1"
-    if scale is not None and (not isinstance(scale, NUMBERS) or not -math.inf < scale < math.inf):
+    if scale is not None and (not _is_number(scale) or not -math.inf < scale < math.inf):
         return "scale is not a finite number"
     return None
+
+
+def _is_number(value: Any) -> bool:
+    """Not True or False, which torch takes for 1 and 0."""
+    return isinstance(value, NUMBERS) and not isinstance(value, bool)
 
 
 def _types(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> str | None:
