@@ -75,7 +75,7 @@ def describe(
     *batch, seqlen_q, nheads, head_dim = q.shape
     *_, seqlen_k, nheads_kv, head_dim_v = v.shape
     if packed:
-        seqlen_q, seqlen_k = int(max_seqlen_q or 0), int(max_seqlen_k or 0)
+        seqlen_q, seqlen_k = min(int(max_seqlen_q or 0), seqlen_q), min(int(max_seqlen_k or 0), seqlen_k)
     keep: list[Tensor] = []
 
     def hold(x: Tensor) -> int:

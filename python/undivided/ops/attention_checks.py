@@ -93,7 +93,8 @@ def check_offsets(name: str, offsets: Tensor, total: int, like: Tensor) -> Tenso
 
 
 def check_longest(name: str, given: int | None, offsets: Tensor) -> int:
-    """max_seqlen: the longest sequence of `offsets`, which are checked; a longer one is allowed."""
+    """max_seqlen: the longest sequence of `offsets`, which are checked; a longer one is allowed, and none is worked
+    through where it is known to be longer."""
     if given is not None:
         is_whole(name, given, "an int or None")
         if given < 0:
@@ -105,7 +106,7 @@ def check_longest(name: str, given: int | None, offsets: Tensor) -> int:
         return longest
     if given < longest:
         raise ValueError(f"{name} = {given} is below the longest sequence, which has {longest} tokens")
-    return given
+    return longest
 
 
 def check_window(window: tuple[int | None, int | None] | None, causal: bool) -> tuple[int | None, int | None]:
