@@ -364,3 +364,21 @@ def test_caches_of_inference_mode_are_written(possible, monkeypatch):
         inside = undivided.attention_decode(*tensors, **new)
     assert same(undivided.attention_decode(*tensors, **new), inside)  # written once more
     assert torch.equal(tensors[1][1, 9:11], new["k"][1])
+
+
+@pytest.mark.parametrize(
+    "words", [dict(causal=False), dict(causal=False, window=(None, 3)), dict(causal=True)], ids=str
+)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_rotary_of_queries_before_the_first_token(words, backend):
+    """Where a row holds fewer tokens than there are queries, those before it stand at position 0: without causal they
+    see keys."""
+    if DEVICE.type != "cpu":
+        pytest.skip("Triton's kernel has no position below 0")
+    (q, *caches, lengths), _ = drawn([3, 9, 1], 20, seqlen_q=4)
+    words = words | dict(rotary=reference.rotary_tables(20, 16))
+    out = undivided.attention_decode(q, *caches, lengths, backend=backend, **words)
+    places = (lengths.long()[:, None] - 4 + torch.arange(4)).clamp(min=0)
+    turned = undivided.rotary(q, *words.pop("rotary"), places)
+    expected = undivided.attention_decode(turned, *caches, lengths, backend="reference", **words)
+    torch.testing.assert_close(out, expected)

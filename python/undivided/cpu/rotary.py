@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from . import DTYPES, address
+from . import CPU, DTYPES, address
 
 
 def _turn(
@@ -52,7 +52,10 @@ def _turn(
 
 def turn_behind(x: Tensor, cos: Tensor, sin: Tensor, starts: Tensor, shift: int) -> Tensor:
     """As `rotary_forward`, for tokens one after the other: x[b, 0] has position starts[b] + shift; starts int32
-    (batch,), contiguous."""
+    (batch,), contiguous. Before the first position is the first, as in the reference."""
+    if shift < 0:
+        places = starts.long()[:, None] + torch.arange(shift, shift + x.shape[1], device=CPU)
+        return _turn(x, cos, sin, places.clamp_(min=0))
     return _turn(x, cos, sin, starts=starts, shift=shift)
 
 
