@@ -205,7 +205,7 @@ def _bias_words(bias: Bias | None, shape: tuple[int, int, int, int], like: Tenso
     """The tensors that `bias` stands for, with RelativeBias' two numbers."""
     if bias is None:
         return {}, 128, True
-    if isinstance(bias, RelativeBias | ALiBi):
+    if isinstance(bias, (RelativeBias, ALiBi)):
         checks.check_structured_bias(bias, shape[1], shape[0], like)
         if isinstance(bias, ALiBi):
             return {"alibi_slopes": bias.slopes.float().contiguous()}, 128, True

@@ -112,7 +112,7 @@ def check_longest(name: str, given: int | None, offsets: Tensor) -> int:
 def check_window(window: tuple[int | None, int | None] | None, causal: bool) -> tuple[int | None, int | None]:
     """(left, right) with causal folded in: causal is a right bound of 0."""
     is_flag("causal", causal)
-    if window is not None and (not isinstance(window, tuple | list) or len(window) != 2):
+    if window is not None and (not isinstance(window, (tuple, list)) or len(window) != 2):
         raise TypeError(f"window = {window!r} must be (left, right), each an int or None, or None")
     left, right = (None, None) if window is None else window
     for side, value in (("left", left), ("right", right)):

@@ -146,7 +146,7 @@ def _bias_words(
     """(RelativeBias' table, ALiBi's slopes, RelativeBias' two numbers)."""
     if bias is None:
         return None, None, 128, True
-    if not isinstance(bias, RelativeBias | ALiBi):
+    if not isinstance(bias, (RelativeBias, ALiBi)):
         raise TypeError(f"bias is a {type(bias).__name__}; allowed: RelativeBias, ALiBi or None")
     check_structured_bias(bias, nheads, q.shape[0], q)
     if isinstance(bias, ALiBi):

@@ -1,4 +1,7 @@
-"""Checks that every op shares. Each error names the value and what is allowed."""
+"""Checks that every op shares. Each error names the value and what is allowed.
+
+isinstance is asked with tuples of types: torch.compile of torch 2.9 cannot trace a union of them.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,13 @@ def is_flag(name: str, value: object) -> None:
 
 def is_whole(name: str, value: object, words: str = "an int") -> None:
     """An int; True and False are none. A SymInt is one: torch.compile traces sizes as such."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} = {value!r} must be {words}")
 
 
 def is_number(name: str, value: object, words: str = "a number") -> None:
     """A finite int or float. A tensor is none: its gradient would be lost without a word."""
-    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name} = {value!r} must be {words}")
     if not -math.inf < value < math.inf:  # NaN is neither; torch.compile cannot trace math.isfinite
         raise ValueError(f"{name} = {value} must be finite")

@@ -26,7 +26,7 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
         TypeError: a part that is no tensor, or dtypes that differ.
     """
     for name, parts in (("outs", outs), ("lses", lses)):
-        if not isinstance(parts, list | tuple):
+        if not isinstance(parts, (list, tuple)):
             raise TypeError(f"{name} is a {type(parts).__name__}; allowed: a list or tuple of tensors")
     if not outs or len(outs) != len(lses):
         raise ValueError(f"got {len(outs)} outs and {len(lses)} lses; expected as many of both, at least one")
