@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from graph_on_cpu import Recorder
+from kernel_backend import needs_triton
 from undivided.benchmarks import generation
 from undivided.benchmarks.implementations import on_backend
 from undivided.nn import POSITIONS, Cache
@@ -126,7 +127,7 @@ def test_under_autocast(recorder):
     assert recorder.replays == STEPS - 2
 
 
-@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("backend", [pytest.param("triton", marks=needs_triton), "reference"])
 def test_other_backends(recorder, backend):
     """What a GPU runs; Triton's kernels in the interpreter, which is slow: a layer and a few steps."""
     made = model(positions="relative", encoder_layers=1, decoder_layers=1)
