@@ -255,3 +255,13 @@ def test_batches_of_gradients_are_refused(name, possible, monkeypatch):
             continue
         with pytest.raises(NotImplementedError, match="no batches of gradients.*backend='reference'"):
             call()
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if differentiable(name) and name != "linear"])
+def test_there_are_no_second_derivatives_under_a_mode(name):
+    function, values = CALLS[name]
+    given = leaves(values)
+    with Log():
+        (grad,) = torch.autograd.grad(function(*given).square().sum(), given[0], create_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivatives"):
+            grad.sum().backward()

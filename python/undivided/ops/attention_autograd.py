@@ -125,6 +125,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.set_materialize_grads(False)
 
 
+@first_derivatives_only("attention")
 def _autograd(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
     *values, out, lse = ctx.saved_tensors
     needs = tuple(ctx.needs_input_grad[1 + Tensors._fields.index(name)] for name in TRAINABLE[3:])

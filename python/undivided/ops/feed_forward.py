@@ -177,6 +177,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.names = module, activation
 
 
+@first_derivatives_only("feed_forward")
 def _autograd(ctx: Any, dout: Tensor, *_: Any) -> Any:
     needs = list(ctx.needs_input_grad[3:])
     grads = torch.ops.undivided.feed_forward_backward(*ctx.names, dout, *ctx.saved_tensors, needs)

@@ -114,6 +114,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(False)
 
 
+@first_derivatives_only("layer_norm or rms_norm")
 def _autograd(ctx: Any, dy: Tensor | None, dsummed: Tensor | None, *_: Any) -> Any:
     x = ctx.saved_tensors[0]
     dy = torch.zeros_like(x) if dy is None else dy
