@@ -7,7 +7,7 @@ import torch
 
 import undivided
 from decode_rows import DTYPES, drawn, ints
-from kernel_backend import CPU, needs_cpu
+from kernel_backend import CPU, needs_cpu, needs_triton
 from rows import DEVICE, random, run, same
 from undivided import ALiBi, reference
 from undivided.dispatch import DecodeCall
@@ -369,12 +369,10 @@ def test_caches_of_inference_mode_are_written(possible, monkeypatch):
 @pytest.mark.parametrize(
     "words", [dict(causal=False), dict(causal=False, window=(None, 3)), dict(causal=True)], ids=str
 )
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_triton), "reference"])
 def test_rotary_of_queries_before_the_first_token(words, backend):
     """Where a row holds fewer tokens than there are queries, those before it stand at position 0: without causal they
     see keys."""
-    if DEVICE.type != "cpu":
-        pytest.skip("Triton's kernel has no position below 0")
     (q, *caches, lengths), _ = drawn([3, 9, 1], 20, seqlen_q=4)
     words = words | dict(rotary=reference.rotary_tables(20, 16))
     out = undivided.attention_decode(q, *caches, lengths, backend=backend, **words)

@@ -96,7 +96,8 @@ def decode_kernel(
         slope = tl.load(slopes + b64 * slopes_b + h * slopes_h)[:, None]
     rows = i.to(tl.int64) * q_s + h * q_h
     if HAS_ROTARY:
-        query = load_turned(q + b64 * q_b, rows, at + i, i < seqlen_q, cos, sin, places, HEAD_DIM, BLOCK_D)
+        place = tl.maximum(at + i, 0)  # a cache may hold fewer tokens than there are queries
+        query = load_turned(q + b64 * q_b, rows, place, i < seqlen_q, cos, sin, places, HEAD_DIM, BLOCK_D)
     else:
         query = load_at(q + b64 * q_b, rows, i < seqlen_q, HEAD_DIM, BLOCK_D, True)  # [M, D]
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)

@@ -230,7 +230,7 @@ def _check_flags(deterministic: bool, return_attn_probs: bool, dropout_p: float)
 
 
 def _window(window_size: tuple[int, int]) -> tuple[int | None, int | None]:
-    if not isinstance(window_size, tuple | list) or len(window_size) != 2:
+    if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
         raise TypeError(f"window_size = {window_size!r} must be (left, right), each an int; -1 is no bound")
     for side, value in zip(("left", "right"), window_size, strict=True):
         is_whole(f"window_size {side}", value, "an int; -1 is no bound")
@@ -239,7 +239,7 @@ def _window(window_size: tuple[int, int]) -> tuple[int | None, int | None]:
 
 
 def _softcap(softcap: float) -> float | None:
-    return None if isinstance(softcap, int | float) and softcap == 0 else softcap
+    return None if isinstance(softcap, (int, float)) and softcap == 0 else softcap
 
 
 def _alibi(slopes: Tensor | None) -> ALiBi | None:
