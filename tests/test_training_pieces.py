@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from trainer_runs import VOCABULARY, pairs
+from undivided.tasks import N_TO_M, Vocabulary
 from undivided.training.batches import Batches, Examples
+from undivided.training.gradients import input_gradients
 from undivided.training.loss import token_loss
+from undivided.training.models import build
 from undivided.training.schedule import Budget, Schedule
 from undivided.training.settings import Settings, choose_device, choose_dtype
+from undivided.training.shapes import SHAPES
 
 
 def test_an_epoch_has_every_pair_once_in_batches_of_like_length() -> None:
@@ -111,6 +115,19 @@ def test_label_smoothing_spreads_its_part_over_all_symbols() -> None:
     right = log_p.gather(-1, batch.targets[..., None])[..., 0][inside].mean()
     wanted = -(0.7 * right + 0.3 * log_p.mean(-1)[inside].mean())
     torch.testing.assert_close(token_loss(logits, batch, label_smoothing=0.3), wanted)
+
+
+def test_input_gradients_are_the_encoders_where_the_decoder_shares_its_embedding() -> None:
+    symbols = Vocabulary(tuple("abcdef"))
+    sizes = {"d_model": 8, "nheads": 2, "d_ff": 8, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.0}
+    batch = Examples([([3, 4], [5, 6, 7]), ([3], [8])], "cpu").batch(torch.tensor([0, 1]))
+    shared, own = (
+        build("transformer", N_TO_M, symbols, symbols, {**sizes, "shared_embedding": one}) for one in (True, False)
+    )
+    own.load_state_dict(shared.state_dict())
+    found, wanted = (input_gradients(model, SHAPES[N_TO_M], batch) for model in (shared, own))
+    assert found.shape == (2,) and bool((found > 0).all())
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ def input_gradients(model: nn.Module, shape: Shape, batch: Batch) -> Tensor:
     where the loss is (Bengio et al. 1994).
 
     Args:
-        model: its encoder's embedding is called once, in `encoder.embedding`. Nothing in it changes.
+        model: its encoder's embedding is called first, in `encoder.embedding`; where the decoder shares it, the later
+            calls are the decoder's. Nothing in it changes.
         batch: a padded one.
 
     Raises:
@@ -30,8 +31,10 @@ def input_gradients(model: nn.Module, shape: Shape, batch: Batch) -> Tensor:
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        if seen:
+            return output
         seen.append(output.detach().requires_grad_())
-        return seen[-1]
+        return seen[0]
 
     handle = model.encoder.embedding.register_forward_hook(keep)  # type: ignore[union-attr, operator]
     try:
