@@ -173,6 +173,12 @@ def test_words_with_other_letters_are_refused(trained, capsys):
     assert "is not a word of letters A to Z" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", "word " * 60])
+def test_a_text_that_is_no_path_is_a_text(text, monkeypatch):
+    monkeypatch.setattr(generate, "default_checkpoint", lambda wanted: Path("shipped"))
+    assert generate.split_arguments([text]) == (Path("shipped"), [text])
+
+
 def test_data_list_says_what_is_here(folder, capsys):
     assert main(["data", "list"]) == 0
     printed = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from ..tasks import LEFT_TO_RIGHT, N_TO_1, N_TO_M, N_TO_N, TASKS, Task, task
@@ -87,7 +88,8 @@ def draw_maps(saved: SavedModel, inputs: list[tuple[str, ...]], answers: list[tu
 def split_arguments(given: list[str], wanted: Task | None = None) -> tuple[Path, list[str]]:
     """(checkpoint, texts): the first word is a checkpoint when it is a path that exists or looks like one."""
     first = Path(given[0])
-    if first.suffix == ".safetensors" or first.is_dir() or ("/" in given[0] and " " not in given[0]):
+    # os.path.isdir says no of a text that is empty or too long for a path, where Path.is_dir does not.
+    if first.suffix == ".safetensors" or os.path.isdir(given[0]) or ("/" in given[0] and " " not in given[0]):
         if len(given) == 1:
             raise CommandError(f"{given[0]} is a checkpoint; give texts after it")
         return first, given[1:]
