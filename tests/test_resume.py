@@ -1,16 +1,18 @@
 """Runs that are broken off, and what they leave: checkpoints, logs and the way on from them."""
 
+import io
 import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from trainer_runs import make, run, without_time
 from undivided.training import trainer as trainer_module
 from undivided.training.checkpoint import load_training, save_training, write_atomically
-from undivided.training.log import MetricsLog, read_log
+from undivided.training.log import Display, MetricsLog, read_log
 from undivided.training.settings import Settings
 
 
@@ -159,3 +161,9 @@ def test_a_log_with_half_a_line_is_read_up_to_it(tmp_path: Path) -> None:
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 2, "lo')
     assert read_log(tmp_path / "log.jsonl") == [{"step": 1}]
+
+
+def test_a_path_with_brackets_is_printed_as_it_is() -> None:
+    printed = io.StringIO()
+    Display("pos", "accuracy", Console(file=printed)).say("the run is in a[/b]c and in [bold]")
+    assert printed.getvalue() == "the run is in a[/b]c and in [bold]\n"

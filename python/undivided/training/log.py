@@ -128,4 +128,4 @@ class Display:
     def say(self, text: str) -> None:
         """One line that stays."""
         if not self.quiet:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
