@@ -107,3 +107,11 @@ def test_a_broken_feed_forward_kernel_fails(monkeypatch, capsys):
 def test_nothing_to_verify_is_an_error(capsys):
     assert cli.main(["verify", "--quick", "--backend", "cuda"]) == 2
     assert "nothing to verify" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--quick"], ["--integrations"]])
+def test_a_gpu_that_is_not_there_is_one_clear_line(words, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["verify", *words, "--device", "cuda"]) == 2
+    printed = capsys.readouterr()
+    assert "device='cuda' is not there" in printed.err and "--device cpu" in printed.err and not printed.out

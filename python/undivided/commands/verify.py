@@ -31,6 +31,7 @@ from ..testing import (
     Verdict,
     compare,
 )
+from ..training.settings import choose_device
 
 TABLES: dict[str, tuple[Backend, ...]] = {
     "attention": ATTENTION,
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    choose_device(args.device)  # says so where it is a GPU that is not there
     if args.integrations:
         from .verify_integrations import run as run_integrations
 
