@@ -3,6 +3,7 @@
 import pytest
 
 from undivided import __version__, cli
+from undivided.commands import tasks
 
 
 def test_version(capsys):
@@ -27,3 +28,9 @@ def test_unknown_command_is_refused(capsys):
         cli.main(["fly"])
     assert stop.value.code == 2
     assert "invalid choice: 'fly'" in capsys.readouterr().err
+
+
+def test_a_number_that_is_too_large_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(tasks, "run", lambda args: int(1e400))
+    assert cli.main(["tasks"]) == 2
+    assert capsys.readouterr().err == "undivided tasks: OverflowError: cannot convert float infinity to integer\n"

@@ -1,5 +1,6 @@
 """What a training is made of: batches, schedule, loss and settings."""
 
+import math
 from typing import Any
 
 import pytest
@@ -144,6 +145,18 @@ def test_input_gradients_are_the_encoders_where_the_decoder_shares_its_embedding
         ({"dtype": "int8"}, "dtype='int8' is unknown; allowed: float32"),
         ({"dtype": "float16"}, "loss scaling"),
         ({"clip": -1.0}, "clip=-1.0"),
+        ({"clip": math.nan}, "clip=nan must be at least 0"),
+        ({"lr": math.nan}, "lr=nan must be positive and finite"),
+        ({"lr": math.inf}, "lr=inf must be positive and finite"),
+        ({"steps": None, "minutes": math.nan}, "the budget must be positive and finite; given steps=None, minutes=nan"),
+        ({"weight_decay": math.nan}, "weight_decay=nan must be at least 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
+        ({"weight_decay": math.inf}, "weight_decay=inf must be finite"),
+        ({"checkpoint_seconds": -1.0}, "checkpoint_seconds=-1.0 must be at least 0"),
+        ({"checkpoint_seconds": math.nan}, "checkpoint_seconds=nan must be at least 0"),
+        ({"seed": 2**64}, "seed=18446744073709551616 must be at least -.* and at most 18446744073709551615"),
+        ({"batch_size": 10**18}, "batch_size=1000000000000000000 must be at least 1 and at most 2147483647"),
+        ({"batch_tokens": 10**18}, "batch_tokens=1000000000000000000 must be at least 1 and at most 2147483647"),
     ],
 )
 def test_settings_out_of_range_are_named(changes: dict[str, Any], text: str) -> None:

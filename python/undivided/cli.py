@@ -9,7 +9,7 @@ import sys
 
 from .commands import COMMANDS, CommandError
 
-EXPECTED = (CommandError, ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError)
+EXPECTED = (CommandError, ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError, OverflowError)
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

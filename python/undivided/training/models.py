@@ -23,6 +23,7 @@ from .frames import FrameEmbedding
 from .spelling import WordEmbedding
 
 METADATA = "undivided"
+TYPES: dict[Any, tuple[Any, str]] = {"float": ((int, float), "a number"), "bool": (bool, "true or false")}
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def build(kind: str, shape: str, source: Vocabulary, target: Vocabulary, options
 
     Raises:
         ValueError: the kind or an option is unknown, or the kind is not for this shape; the text lists those that are.
+            Or an option's value is not allowed.
     """
     if kind not in KINDS:
         raise ValueError(f"model={kind!r} is unknown; allowed: {', '.join(KINDS)}")
@@ -94,6 +96,9 @@ def build(kind: str, shape: str, source: Vocabulary, target: Vocabulary, options
     for name, value in row.fixed.items():
         if options.get(name, value) != value:
             raise ValueError(f"{name}={options[name]!r} is another model than {kind}, whose {name} is {value}")
+    for one in dataclasses.fields(config):  # the config itself checks whole numbers and words
+        if one.name in options and one.type in TYPES and not isinstance(options[one.name], TYPES[one.type][0]):
+            raise ValueError(f"{one.name}={options[one.name]!r} must be {TYPES[one.type][1]}")
     sizes = {"src_vocab": len(source), "tgt_vocab": len(target)}
     model = getattr(module, row.models[shape])(config(**sizes, **{**options, **row.fixed}))
     if isinstance(source, SpelledWords):

@@ -11,17 +11,18 @@ class Budget:
     """When a training ends: after `steps` updates, or after `minutes` of wall-clock time. Exactly one is given.
 
     Raises:
-        ValueError: both, neither, or one that is not positive.
+        ValueError: both, neither, or one that is not positive and finite.
     """
 
     steps: int | None = None
     minutes: float | None = None
 
     def __post_init__(self) -> None:
+        given = f"given steps={self.steps}, minutes={self.minutes}"
         if (self.steps is None) == (self.minutes is None):
-            raise ValueError(f"one of steps and minutes is needed; given steps={self.steps}, minutes={self.minutes}")
-        if (self.steps if self.steps is not None else self.minutes or 0) <= 0:
-            raise ValueError(f"the budget must be positive; given steps={self.steps}, minutes={self.minutes}")
+            raise ValueError(f"one of steps and minutes is needed; {given}")
+        if not 0 < (self.steps if self.steps is not None else self.minutes or 0) < math.inf:
+            raise ValueError(f"the budget must be positive and finite; {given}")
 
     def fraction(self, step: int, seconds: float) -> float:
         """The spent part of the budget, 0 to 1, after `step` updates and `seconds` of training."""
@@ -36,7 +37,7 @@ class Schedule:
     """Linear warm-up to `peak`, then a cosine to `floor * peak` (Loshchilov, Hutter 2017), over parts of a budget.
 
     Raises:
-        ValueError: `peak` is not positive, or `warmup` or `floor` is outside [0, 1).
+        ValueError: `peak` is not positive and finite, or `warmup` or `floor` is outside [0, 1).
     """
 
     peak: float
@@ -44,8 +45,8 @@ class Schedule:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.peak <= 0:
-            raise ValueError(f"lr={self.peak} must be positive")
+        if not 0 < self.peak < math.inf:
+            raise ValueError(f"lr={self.peak} must be positive and finite")
         for name in ("warmup", "floor"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -79,10 +80,15 @@ class Settings:
         _ = self.budget, self.schedule
         lowest = {"batch_size": 1, "accumulate": 1, "evaluations": 1, "log_every": 1, "patience": 1}
         lowest |= {"batch_tokens": 1, "checkpoint_steps": 1, "dev_words": 0, "clip": 0, "freeze": 0}
+        lowest |= {"weight_decay": 0, "checkpoint_seconds": 0, "seed": -(2**63)}
+        highest = {"batch_size": 2**31 - 1, "batch_tokens": 2**31 - 1, "seed": 2**64 - 1}  # a seed as torch takes it
         for name, low in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"{name}={value} must be at least {low}")
+            value, high = getattr(self, name), highest.get(name, math.inf)
+            if value is not None and not low <= value <= high:  # nor is NaN
+                most = f" and at most {high}" if name in highest else ""
+                raise ValueError(f"{name}={value} must be at least {low}{most}")
+        if math.isinf(self.weight_decay):
+            raise ValueError(f"weight_decay={self.weight_decay} must be finite")
         if not 0 < self.layer_rate <= 1:
             raise ValueError(f"layer_rate={self.layer_rate} must be above 0 and at most 1")
         if not 0 <= self.label_smoothing < 1:
