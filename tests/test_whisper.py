@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import struct
 import wave
 
@@ -212,6 +213,24 @@ def test_audio_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "empty.wav").write_bytes(b"")
     with pytest.raises(ImportError, match="empty.wav cannot be read"):
         read_audio(tmp_path / "empty.wav")
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "text"),
+    [
+        (bytes(4 * 9 - 1), 16000, "35 bytes of samples; allowed: multiples of 4 above 0"),
+        (bytes(4 * 9 - 2), 16000, "34 bytes of samples; allowed: multiples of 4 above 0"),
+        (b"", 16000, "0 bytes of samples"),
+        (bytes(4 * 9), 0, "rate=0 must be at least 1"),
+    ],
+    ids=["in a sample", "between two channels", "no samples", "no rate"],
+)
+def test_a_damaged_wav_file_is_named(tmp_path, samples, rate, text):
+    path = tmp_path / "a.wav"
+    body = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 2, rate, 4 * rate, 4, 16) + struct.pack("<4sI", b"data", 36)
+    path.write_bytes(struct.pack("<4sI4s", b"RIFF", 4 + len(body) + 36, b"WAVE") + body + samples)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: {text}"):
+        read_audio(path)
 
 
 def changed(found: dict, **changes) -> dict:

@@ -21,6 +21,7 @@ def read_audio(path: str | Path) -> Tensor:
     Raises:
         FileNotFoundError: it is not there.
         ImportError: it is no such WAV file and soundfile is not installed.
+        ValueError: it is a WAV file that is damaged or has no samples.
     """
     path = Path(path)
     if not path.is_file():
@@ -29,6 +30,8 @@ def read_audio(path: str | Path) -> Tensor:
         samples, rate = read_wav(str(path))
     except (wave.Error, EOFError) as error:
         samples, rate = _read_by_soundfile(path, error)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return resample(samples.mean(1), rate)
 
 
@@ -52,10 +55,16 @@ def read_wav(source: str | BinaryIO) -> tuple[Tensor, int]:
 
     Raises:
         wave.Error, EOFError: it is no such file.
+        ValueError: it has no samples, a part of one, or no rate.
     """
     with wave.open(source, "rb") as file:
         width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-        data = torch.frombuffer(bytearray(file.readframes(file.getnframes())), dtype=torch.uint8)
+        content = bytearray(file.readframes(file.getnframes()))
+    if rate < 1:
+        raise ValueError(f"rate={rate} must be at least 1")
+    if not content or len(content) % (width * channels):
+        raise ValueError(f"{len(content)} bytes of samples; allowed: multiples of {width * channels} above 0")
+    data = torch.frombuffer(content, dtype=torch.uint8)
     # 8 bits are unsigned, more are little-endian and signed.
     levels = data.view(-1, width).double() @ 256.0 ** torch.arange(width, dtype=torch.float64)
     half = 2.0 ** (8 * width - 1)
