@@ -149,6 +149,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_text("hello")
     with pytest.raises(ValueError, match="is not a training checkpoint"):
         load_training(tmp_path / "last.pt")
+    save_training(tmp_path / "last.pt", {"weights": torch.zeros(20_000)})
+    os.truncate(tmp_path / "last.pt", 20_000)
+    with pytest.raises(ValueError, match=r"last.pt is not a training checkpoint \(OSError\)"):
+        load_training(tmp_path / "last.pt")
     torch.save({"format": 0}, tmp_path / "last.pt")
     with pytest.raises(ValueError, match="has format 0, this version reads 1"):
         load_training(tmp_path / "last.pt")

@@ -1,17 +1,20 @@
 """What a training is made of: batches, schedule, loss and settings."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from trainer_runs import VOCABULARY, pairs
 from undivided.tasks import N_TO_M, Vocabulary
 from undivided.training.batches import Batches, Examples
 from undivided.training.gradients import input_gradients
 from undivided.training.loss import token_loss
-from undivided.training.models import build
+from undivided.training.models import METADATA, build, load_model
 from undivided.training.schedule import Budget, Schedule
 from undivided.training.settings import Settings, choose_device, choose_dtype
 from undivided.training.shapes import SHAPES
@@ -179,3 +182,30 @@ def test_device_and_dtype_follow_the_machine() -> None:
         choose_device("abacus")
     with pytest.raises(ValueError, match="is not there"):
         choose_device(f"cuda:{torch.cuda.device_count()}")
+
+
+def header(**changes: Any) -> str:
+    """What is written about a model, with some of it replaced; None takes it away."""
+    sizes = {"d_model": 8, "nheads": 2, "d_ff": 8, "encoder_layers": 1, "decoder_layers": 1}
+    whole = {"kind": "transformer", "task": "g2p", "config": sizes, "source": ["a"], "target": ["b"], "about": {}}
+    return json.dumps({name: value for name, value in (whole | changes).items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("about", "text"),
+    [
+        (header(source=None), "KeyError: 'source'"),
+        (header(source=3), "TypeError"),
+        (header(task="poetry"), "no task is called 'poetry'"),
+        (header(kind="gru", config=[]), "AttributeError"),
+        (header()[:-9], "JSONDecodeError"),
+        ("[]", "TypeError"),
+        (header(), "RuntimeError: .* Missing key"),
+    ],
+)
+def test_a_damaged_model_file_is_named_in_one_line(about: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    save_file({"weight": torch.zeros(1)}, path, {METADATA: about})
+    with pytest.raises(ValueError, match=f"best.safetensors does not hold a model .*{text}") as raised:
+        load_model(path)
+    assert "\n" not in str(raised.value)

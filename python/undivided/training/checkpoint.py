@@ -50,7 +50,7 @@ def load_training(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is not there: nothing was trained in {path.parent}, or no checkpoint written")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError) as error:
         # What the reader raises on a file of another kind depends on the bytes that it meets first.
         raise ValueError(f"{path} is not a training checkpoint ({type(error).__name__})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

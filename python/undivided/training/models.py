@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ def load_model(path: str | Path, device: str = "cpu") -> SavedModel:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not a model file of this package.
+        ValueError: it is not a model file of this package, or a damaged one.
     """
     path = Path(path)
     if path.is_dir():
@@ -157,9 +158,15 @@ def load_model(path: str | Path, device: str = "cpu") -> SavedModel:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if METADATA not in metadata:
         raise ValueError(f"{path} was not written by undivided train: its header has no entry {METADATA!r}")
-    header = json.loads(metadata[METADATA])
-    source, target, trained_on = from_header(header["source"]), from_header(header["target"]), task(header["task"])
-    model = build(header["kind"], trained_on.shape, source, target, header["config"])
-    model.load_state_dict({name: value.to(torch.float32) for name, value in weights.items()})
+    try:
+        header = json.loads(metadata[METADATA])
+        source, target, trained_on = from_header(header["source"]), from_header(header["target"]), task(header["task"])
+        model = build(header["kind"], trained_on.shape, source, target, header["config"])
+        model.load_state_dict({name: value.to(torch.float32) for name, value in weights.items()})
+        saved = SavedModel(model, header["kind"], trained_on, source, target, header["about"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        # Of weights that do not fit, torch lists every one.
+        reason = shorten(f"{type(error).__name__}: {error}", 300)
+        raise ValueError(f"{path} does not hold a model that this version can read: {reason}") from error
     model.to(device).eval()
-    return SavedModel(model, header["kind"], trained_on, source, target, header["about"])
+    return saved
