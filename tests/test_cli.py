@@ -1,5 +1,9 @@
 """The command line: exit codes and one-line errors."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from undivided import __version__, cli
@@ -34,3 +38,12 @@ def test_a_number_that_is_too_large_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(tasks, "run", lambda args: int(1e400))
     assert cli.main(["tasks"]) == 2
     assert capsys.readouterr().err == "undivided tasks: OverflowError: cannot convert float infinity to integer\n"
+
+
+def test_output_that_nobody_reads_any_more_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "undivided", "data", "list"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

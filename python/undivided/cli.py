@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
 
 from .commands import COMMANDS, CommandError
@@ -29,7 +30,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0 good, 1 failed, 2 bad input."""
+    """Runs one command; returns its exit code: 0 good, 1 failed, 2 bad input, 130 and 141 as a shell has them."""
     argv = sys.argv[1:] if argv is None else argv
     command = next((word for word in argv if not word.startswith("-")), None)
     parser = build_parser(command)
@@ -43,10 +44,16 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return importlib.import_module(f"undivided.commands.{args.command}").run(args)
+        code: int = importlib.import_module(f"undivided.commands.{args.command}").run(args)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Who read the output has gone, as `head` does; what is left of it goes nowhere when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except EXPECTED as error:
         if args.debug:
             raise
