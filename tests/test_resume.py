@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,12 @@ def test_a_path_with_brackets_is_printed_as_it_is() -> None:
     printed = io.StringIO()
     Display("pos", "accuracy", Console(file=printed)).say("the run is in a[/b]c and in [bold]")
     assert printed.getvalue() == "the run is in a[/b]c and in [bold]\n"
+
+
+def test_a_training_goes_on_where_its_output_is_read_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as broken:
+        monkeypatch.setattr(sys, "stderr", broken)
+        assert make(tmp_path, steps=8).run(Display("test", "wer")).steps == 8
+    assert load_training(tmp_path / "last.pt")["step"] == 8

@@ -86,11 +86,23 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
+class LastingConsole(Console):
+    """A console on stderr. A training goes on without a word where nobody reads it any more."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True)
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich instead of an error; its own would end the process."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # what it holds goes nowhere when Python ends
+
+
 class Display:
     """A bar with the spent budget, loss, speed and development score; plain lines where there is no terminal."""
 
     def __init__(self, title: str, metric: str, console: Console | None = None, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or LastingConsole()
         self.metric, self.live, self.quiet = metric.upper(), self.console.is_terminal and not quiet, quiet
         self._score = ""
         columns = (
