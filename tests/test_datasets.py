@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from undivided import cli
+from undivided.commands import data as data_command
 from undivided.environment import data_folder
 from undivided.tasks import TASKS, g2p_languages
 from undivided.tasks import find as find_module
@@ -132,6 +134,15 @@ def test_the_table_is_whole() -> None:
     assert dataset("g2p") is CMUDICT
     with pytest.raises(ValueError, match="'nothing'; allowed: cmudict-g014b2b"):
         dataset("nothing")
+
+
+@pytest.mark.parametrize("name", [*TASKS, *DATASETS])
+def test_the_command_fetches_by_the_name_of_a_dataset_or_of_any_task(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data_command, "find", lambda row, data: {row.name: Path("here")})
+    assert cli.main(["data", "fetch", name]) == 0
+    assert f"{TASKS[name].dataset if name in TASKS else name}: here\n" in capsys.readouterr().out
 
 
 def test_downloads_time_out() -> None:

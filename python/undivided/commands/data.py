@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..environment import cache_folder, data_folder
+from ..tasks import TASKS
 from ..tasks.datasets import DATASETS, Dataset, dataset
 from ..tasks.find import DataDamaged, find, look_in
 from . import CommandError
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.name is None:
         raise CommandError(f"fetch needs a name; there are: {', '.join(DATASETS)}")
-    row = dataset(args.name)
+    row = DATASETS[TASKS[args.name].dataset] if args.name in TASKS else dataset(args.name)
     for name, path in find(row, args.data).items():
         print(f"{name}: {path}")
     print(f"licence: {row.licence}")
