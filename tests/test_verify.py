@@ -105,8 +105,24 @@ def test_a_broken_feed_forward_kernel_fails(monkeypatch, capsys):
 
 
 def test_nothing_to_verify_is_an_error(capsys):
-    assert cli.main(["verify", "--quick", "--backend", "cuda"]) == 2
-    assert "nothing to verify" in capsys.readouterr().err
+    assert cli.main(["verify", "--quick", "--op", "feed_forward", "--backend", "cuda", "--device", "cpu"]) == 2
+    printed = capsys.readouterr()
+    assert "nothing to verify: --backend cuda refuses all 6 cases on cpu" in printed.err and not printed.out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--backend", "nope"], "--backend nope is no backend; allowed: cuda, triton, cpu, sdpa, reference"),
+        (["--op", "rotary", "--backend", "sdpa"], "sdpa is no backend of rotary; allowed: triton, cpu, reference"),
+        (["--integrations", "--backend", "nope"], "backend='nope' is unknown; allowed: auto, cuda"),
+        (["--integrations", "--jobs", "2"], "--jobs 2 has no meaning beside it"),
+    ],
+)
+def test_what_cannot_be_verified_is_one_clear_line(words, text, capsys):
+    assert cli.main(["verify", "--quick", *words]) == 2
+    printed = capsys.readouterr()
+    assert text in printed.err and not printed.out
 
 
 @pytest.mark.parametrize("words", [["--quick"], ["--integrations"]])

@@ -32,6 +32,7 @@ from ..testing import (
     compare,
 )
 from ..training.settings import choose_device
+from . import CommandError
 
 TABLES: dict[str, tuple[Backend, ...]] = {
     "attention": ATTENTION,
@@ -75,6 +76,11 @@ def run(args: argparse.Namespace) -> int:
         return run_integrations(args)
     if args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: at least 1")
+    tables = TABLES.values() if args.op is None else (TABLES[args.op],)
+    names = dict.fromkeys(row.name for table in tables for row in table)
+    if args.backend not in (None, *names):
+        whose = "" if args.op is None else f" of {args.op}"
+        raise CommandError(f"--backend {args.backend} is no backend{whose}; allowed: {', '.join(names)}")
     rows, refused = [], 0
     for row in checked(args):
         if row is None:
@@ -83,14 +89,14 @@ def run(args: argparse.Namespace) -> int:
         rows.append(row)
         if not args.json:
             print(line(row), flush=True)
+    if not rows:
+        raise CommandError(f"nothing to verify: --backend {args.backend} refuses all {refused} cases on {args.device}")
     failed = [row for row in rows if not row.ok]
     if args.json:
         json.dump([asdict(row) for row in rows], sys.stdout, indent=1)
         print()
     else:
         print(f"{len(rows) - len(failed)} passed, {len(failed)} failed; {refused} cases that a backend refuses")
-    if not rows:
-        raise ValueError(f"nothing to verify: no backend named {args.backend!r} runs on {args.device}")
     return 1 if failed else 0
 
 

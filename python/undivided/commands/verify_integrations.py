@@ -27,6 +27,8 @@ class Row:
 def run(args: argparse.Namespace) -> int:
     if args.op is not None:
         raise CommandError(f"--integrations checks whole models: --op {args.op} has no meaning beside it")
+    if args.jobs != 1:
+        raise CommandError(f"--integrations runs in one process: --jobs {args.jobs} has no meaning beside it")
     rows = []
     for row in work(args.quick, args.device, args.backend or "auto"):
         rows.append(row)
