@@ -3,18 +3,21 @@
 import dataclasses
 import io
 import math
+import re
+import statistics
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch.nn import functional
 
 from trainer_runs import make, pairs, run, without_time
 from undivided.training.batches import Examples
 from undivided.training.checkpoint import load_training
-from undivided.training.log import read_log
+from undivided.training.log import Display, read_log
 
 
 def test_training_learns_logs_and_keeps_the_best(tmp_path: Path) -> None:
@@ -28,6 +31,18 @@ def test_training_learns_logs_and_keeps_the_best(tmp_path: Path) -> None:
     kept = torch.load(io.BytesIO((tmp_path / "best.safetensors").read_bytes()), weights_only=True)
     assert result.best["wer"] == min(scores) == kept["about"]["dev"]["wer"]
     assert float(kept["weights"]["out.weight"].abs().sum()) == min(scores)
+
+
+def test_a_score_is_shown_with_the_mean_loss_since_the_last_line_of_the_log(tmp_path: Path) -> None:
+    shown = []
+    for name, every in (("each", 1), ("seldom", 7)):
+        printed = io.StringIO()
+        make(tmp_path / name, steps=8, log_every=every).run(Display("", "wer", Console(file=printed)))
+        shown.append(re.findall(r"update (\d), .* loss ([\d.]+),", printed.getvalue()))
+    losses = [record["loss"] for record in read_log(tmp_path / "each" / "log.jsonl") if record["kind"] == "train"]
+    assert shown[0] == [(str(step), f"{losses[step - 1]:.3f}") for step in (2, 4, 6, 8)]
+    means = [statistics.fmean(losses[:step]) for step in (2, 4, 6)]
+    assert shown[1] == [(str(2 * n), f"{mean:.3f}") for n, mean in enumerate((*means, losses[7]), start=1)]
 
 
 def test_accumulated_batches_have_the_gradient_of_one_large_batch(tmp_path: Path) -> None:

@@ -170,7 +170,8 @@ class Trainer:
         return total
 
     def _evaluate(self, display: Display) -> None:
-        self._total_loss()
+        total = self._total_loss()
+        loss = total / self.loss_count if self.loss_count else self.loss
         with self.spread.scored(self.average) as scored:
             scores = self.world.from_main({} if scored is None else self._scores(scored))
             self.unimproved += 1
@@ -180,7 +181,7 @@ class Trainer:
                     about = {"step": self.step, "seconds": round(self.spent, 1), "dev": scores}
                     self.save_best(self.out / BEST, scored, {**about, "settings": self.settings.to_dict()})
         self.log.write(kind="dev", step=self.step, seconds=round(self.spent, 3), **scores)
-        display.score(self.step, self.spent, self.loss, scores)
+        display.score(self.step, self.spent, loss, scores)
 
     def _scores(self, model: nn.Module) -> Scores:
         model.eval()
