@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import lzma
+import socket
 import threading
 from functools import partial
 from pathlib import Path
@@ -145,8 +146,15 @@ def test_the_command_fetches_by_the_name_of_a_dataset_or_of_any_task(
     assert f"{TASKS[name].dataset if name in TASKS else name}: here\n" in capsys.readouterr().out
 
 
-def test_downloads_time_out() -> None:
+def test_downloads_time_out(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < find_module.TIMEOUT_SECONDS <= 60
+    monkeypatch.setattr(find_module, "TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and never answers
+        hang_up = threading.Timer(5, silent.close)
+        hang_up.start()
+        with pytest.raises(OSError, match="timed out"):
+            fetch(row(f"http://127.0.0.1:{silent.getsockname()[1]}"), places / "cache" / "tiny")
+        hang_up.cancel()
 
 
 def test_a_package_that_comes_with_the_files_is_looked_into_and_named(
