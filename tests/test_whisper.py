@@ -145,6 +145,16 @@ def test_a_random_model_hears_the_same_as_theirs(stored):
     assert len(set(found)) > 2 and START not in found and 3 not in found and found[0] not in (END, 5)
 
 
+def test_symbols_that_are_never_written_and_never_first_are_ruled_out(stored):
+    recognizer = Recognizer(stored[0])
+    logits = torch.zeros(1, len(WORDS))
+    for written, wanted in ((0, {START, 3, END, 5}), (1, {START, 3}), (7, {START, 3})):
+        ids = torch.zeros(1, recognizer.prompt.shape[1] + written, dtype=torch.int64)
+        adjusted = recognizer._adjust(ids, logits)[0]
+        assert {symbol for symbol, value in enumerate(adjusted.tolist()) if value == -torch.inf} == wanted
+        assert int((adjusted == 0).sum()) == len(WORDS) - len(wanted)
+
+
 def test_longer_audio_is_cut_where_it_is_quiet(stored):
     recognizer = Recognizer(stored[0])
     samples = torch.cat([sound(0.8), torch.zeros(3000), sound(0.7)])
