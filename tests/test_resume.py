@@ -144,6 +144,16 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert load_training(path)["step"] == 1 and os.listdir(tmp_path) == ["last.pt"]
 
 
+def test_a_file_is_replaced_and_not_written_over(tmp_path: Path) -> None:
+    """Who reads the old file while the new one comes, as a kill in the middle does, has all of the old one."""
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"old")
+    with path.open("rb") as old:
+        write_atomically(path, lambda temporary: temporary.write_bytes(b"new and longer"))
+        assert old.read() == b"old"
+    assert path.read_bytes() == b"new and longer" and os.listdir(tmp_path) == ["last.pt"]
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing was trained"):
         load_training(tmp_path / "last.pt")
