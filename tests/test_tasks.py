@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_a_tagger_is_shown_beside_the_published_rows_and_tags_a_sentence(tagger,
         assert next(csv.DictReader(file))["task"] == "pos"
     assert main(["generate", str(tagger), "bdfkling gtrbdly", "--device", "cpu"]) == 0
     assert "bdfkling/VERB gtrbdly/ADV" in capsys.readouterr().out
+
+
+def test_a_treebank_whose_documents_come_in_another_order_gives_the_same_training(folder, tmp_path):
+    place = tmp_path / "ud-english-ewt"
+    shutil.copytree(folder / place.name, place)
+    path = place / "ewt_train.tsv"
+    sentences = path.read_text().strip().split("\n\n")
+    path.write_text("\n\n".join(reversed(sentences)) + "\n")
+    first, second = (TASKS["pos"].load(one) for one in (folder, tmp_path))
+    assert first.train == second.train and first.source.symbols == second.source.symbols
 
 
 @pytest.mark.parametrize("model", ["transformer", "gru"])
