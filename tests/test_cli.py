@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from undivided import __version__, cli
-from undivided.commands import tasks
+from undivided.commands import CommandError, tasks
+from undivided.commands.sections import write_sections
 
 
 def test_version(capsys):
@@ -47,3 +48,27 @@ def test_output_that_nobody_reads_any_more_is_no_error():
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+MARKED = "ü\n<!-- a:begin -->\nold\n<!-- a:end -->\n"
+
+
+def test_sections_of_a_file_are_replaced_whole_or_not_at_all(tmp_path):
+    path, link = tmp_path / "README.md", tmp_path / "link.md"
+    path.write_text(MARKED, encoding="utf-8")
+    link.symlink_to(path)
+    with path.open(encoding="utf-8") as before:
+        write_sections(link, {"a": "é"})
+        assert before.read() == MARKED
+    assert path.read_text(encoding="utf-8") == MARKED.replace("old", "é") and link.is_symlink()
+
+
+def test_a_file_without_marks_or_of_other_bytes_is_named(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(MARKED, encoding="utf-8")
+    with pytest.raises(CommandError, match=r"README.md has no marks <!-- b:begin -->"):
+        write_sections(path, {"a": "new", "b": "new"})
+    assert path.read_text(encoding="utf-8") == MARKED
+    path.write_bytes(MARKED.encode("latin-1"))
+    with pytest.raises(CommandError, match=r"README.md is not text in UTF-8: .* can't decode byte 0xfc"):
+        write_sections(path, {"a": "new"})

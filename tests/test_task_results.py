@@ -230,7 +230,7 @@ def test_the_table_is_written_by_its_command(tmp_path, capsys):
     assert copy.read_text().startswith(both.replace("-->\n<", f"-->\n{body}\n<") + "a\n<!-- tasks:begin -->\n")
     copy.write_text("nothing")
     assert main(["tasks", "--into", str(copy)]) == 2
-    assert "has no marks <!-- tasks:begin -->" in capsys.readouterr().err
+    assert f"{copy} has no marks <!-- tasks:begin -->" in capsys.readouterr().err
 
 
 def test_tasks_are_listed_by_name(capsys):

@@ -18,7 +18,7 @@ from ..tasks import GROUPS, TASKS, Task
 from . import CommandError
 from .claims_page import claims_page
 from .result_rows import newest, read_rows
-from .sections import with_section
+from .sections import read_sections, write_sections
 
 PUBLISHED = 5  # rows beside ours, the best ones; `undivided evaluate` prints all
 NOTHING = "No scores are committed yet; `undivided evaluate` prints those of a run."
@@ -55,23 +55,21 @@ def run(args: argparse.Namespace) -> int:
     elif args.table:
         print(scores_table(committed_results()))
     elif args.into is not None:
-        write_sections(args.into, committed_results())
+        write_results(args.into, committed_results())
     else:
         Console().print(overview())
     return 0
 
 
-def write_sections(path: Path, results: Path) -> None:
+def write_results(path: Path, results: Path) -> None:
     """Writes the sections that the file has marks for.
 
     Raises:
         CommandError: it has none.
     """
-    text = path.read_text()
+    text = read_sections(path)
     names = [name for name in SECTIONS if f"<!-- {name}:begin -->" in text] or list(SECTIONS)[:1]
-    for name in names:
-        text = with_section(text, name, SECTIONS[name](results))
-    path.write_text(text)
+    write_sections(path, {name: SECTIONS[name](results) for name in names})
 
 
 def single_tasks() -> list[str]:
