@@ -7,6 +7,7 @@ import http.server
 import lzma
 import socket
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from undivided import cli
 from undivided.commands import data as data_command
-from undivided.environment import data_folder
+from undivided.environment import cache_folder, data_folder
 from undivided.tasks import TASKS, g2p_languages
 from undivided.tasks import find as find_module
 from undivided.tasks.datasets import CMUDICT, DATASETS, DataFile, Dataset, dataset
@@ -77,6 +78,15 @@ def test_the_variable_names_the_folder_and_the_option_goes_first(places: Path, m
     assert find(row("http://127.0.0.1:9"))["words.train"].parent == places / "user"
     with pytest.raises(DataNotFound, match="elsewhere does not hold"):
         find(row("http://127.0.0.1:9"), places / "elsewhere", download=False)
+
+
+@pytest.mark.parametrize(("name", "read"), [("UNDIVIDED_DATA", data_folder), ("UNDIVIDED_CACHE", cache_folder)])
+def test_a_variable_with_an_unknown_home_is_named(name: str, read: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "~nobody-of-this-name/x")
+    with pytest.raises(ValueError, match=f"{name}='~nobody-of-this-name/x' begins with a home that is not there"):
+        read()
+    monkeypatch.setenv(name, "~/x")
+    assert read() == Path.home() / "x"
 
 
 def test_a_download_is_checked_kept_in_the_cache_and_announced(

@@ -6,16 +6,27 @@ import os
 from pathlib import Path
 
 
+def folder(name: str) -> Path | None:
+    """The folder that the variable names, where it is set.
+
+    Raises:
+        ValueError: it begins with the home of a user who is not known.
+    """
+    value = os.environ.get(name)
+    try:
+        return Path(value).expanduser() if value else None
+    except RuntimeError as error:
+        raise ValueError(f"{name}={value!r} begins with a home that is not there: {error}") from error
+
+
 def data_folder() -> Path | None:
     """`UNDIVIDED_DATA`: a folder with the datasets of the tasks."""
-    value = os.environ.get("UNDIVIDED_DATA")
-    return Path(value).expanduser() if value else None
+    return folder("UNDIVIDED_DATA")
 
 
 def cache_folder() -> Path:
     """`UNDIVIDED_CACHE`: where downloads are kept; by default `~/.cache/undivided`."""
-    value = os.environ.get("UNDIVIDED_CACHE")
-    return Path(value).expanduser() if value else Path.home() / ".cache" / "undivided"
+    return folder("UNDIVIDED_CACHE") or Path.home() / ".cache" / "undivided"
 
 
 def cpu_variant() -> str | None:
