@@ -145,7 +145,7 @@ def test_input_gradients_are_the_encoders_where_the_decoder_shares_its_embedding
         ({"parallel": "pipeline"}, "parallel='pipeline' is unknown; allowed: ddp, fsdp"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"ema": 1.0}, "ema=1.0"),
-        ({"dtype": "int8"}, "dtype='int8' is unknown; allowed: float32"),
+        ({"dtype": "int8"}, "dtype='int8' is unknown; allowed: float32, bfloat16$"),
         ({"dtype": "float16"}, "loss scaling"),
         ({"clip": -1.0}, "clip=-1.0"),
         ({"clip": math.nan}, "clip=nan must be at least 0"),

@@ -73,7 +73,11 @@ class Settings:
     model_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("lr_decay", tuple(SCHEDULES)), ("batches", BATCHES), ("parallel", (None, *PARALLEL))):
+        if self.dtype == "float16":
+            raise ValueError("dtype='float16' would need loss scaling; use bfloat16 or float32 to train")
+        words = {"lr_decay": tuple(SCHEDULES), "batches": BATCHES, "parallel": (None, *PARALLEL)}
+        words["dtype"] = tuple(name for name in DTYPES if name != "float16")
+        for name, allowed in words.items():
             if getattr(self, name) not in allowed:
                 names = ", ".join(one for one in allowed if one)
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; allowed: {names}")
@@ -84,7 +88,7 @@ class Settings:
         highest = {"batch_size": 2**31 - 1, "batch_tokens": 2**31 - 1, "seed": 2**64 - 1}  # a seed as torch takes it
         for name, low in lowest.items():
             value, high = getattr(self, name), highest.get(name, math.inf)
-            if value is not None and not low <= value <= high:  # nor is NaN
+            if value is not None and not low <= value <= high:  # so NaN is refused
                 most = f" and at most {high}" if name in highest else ""
                 raise ValueError(f"{name}={value} must be at least {low}{most}")
         if math.isinf(self.weight_decay):
@@ -95,10 +99,6 @@ class Settings:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema={self.ema} must be above 0 and below 1, or be left out")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
-        if self.dtype == "float16":
-            raise ValueError("dtype='float16' would need loss scaling; use bfloat16 or float32 to train")
 
     @property
     def budget(self) -> Budget:
