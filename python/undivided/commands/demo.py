@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    console = Console()
+    console = Console(markup=False)
     chosen = task("g2p")
     heading(console, "this machine")
     for name, value in info.lines():
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def heading(console: Console, text: str) -> None:
-    console.print(f"\n[bold]{text}[/bold]", highlight=False)
+    console.print(f"\n{text}", style="bold", highlight=False)
 
 
 def verify(console: Console) -> int:

@@ -18,7 +18,7 @@ from ..ops import explain
 from ..ops.features import features_table
 from . import CommandError
 from .info_kernels import print_kernels
-from .sections import with_section
+from .sections import write_sections
 
 OPTIONAL = {
     "triton": "pip install 'undivided[triton]'",
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         if args.into is None:
             print(features_table())
         else:
-            args.into.write_text(with_section(args.into.read_text(), "features", features_table()))
+            write_sections(args.into, {"features": features_table()})
         return 0
     if args.kernels is not None:
         print_kernels(args.kernels)

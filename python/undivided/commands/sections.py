@@ -35,7 +35,7 @@ def write_sections(path: Path, bodies: Mapping[str, str]) -> None:
     write_atomically(path.resolve(), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def with_section(text: str, name: str, body: str, file: str = "the file") -> str:
+def with_section(text: str, name: str, body: str, file: str) -> str:
     """The text with `body` between the marks of the section `name`.
 
     Raises:
