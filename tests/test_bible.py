@@ -74,7 +74,7 @@ def test_an_attention_map_is_of_pieces(run, tmp_path, capsys):
 
 def test_hypotheses_are_for_sequences(run, capsys):
     assert main(["evaluate", str(run), "--beams", "0"]) == 2
-    assert "beams=0 must be 1 for a task from" in capsys.readouterr().err
+    assert "--beams 0 must be at least 1" in capsys.readouterr().err
 
 
 def test_hypotheses_reach_the_search_and_make_batches_smaller(run, monkeypatch):

@@ -13,6 +13,7 @@ from torch import nn
 import undivided
 from huggingface_pairs import ACCELERATED, BY_NAME, good, pair
 from undivided import ops
+from undivided.integrations.hf_checkpointing import CHECKPOINTS_CALLS
 from undivided.testing.huggingface import compare_gradients, generated, gradients, valid_logits
 from undivided.testing.huggingface_models import CORE, FAMILIES, LAYERS
 
@@ -173,6 +174,8 @@ def test_checkpointing_leaves_the_cache_out(sums):
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 def test_without_gradients_nothing_is_checkpointed_and_the_cache_stays(sums):
     """As with transformers from 5.24 on; before, it left the cache out here, too."""
+    if CHECKPOINTS_CALLS:
+        pytest.skip("this version checkpoints the call of a layer, whatever its forward")
     eager, ours = pair(BY_NAME["t5"])
     inputs = whole(BY_NAME["t5"].inputs())
     ours.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))

@@ -131,7 +131,7 @@ def test_the_map_has_a_row_for_every_phoneme_and_the_end(trained):
         (["train", "g2p", "--set", "positions=clock"], "positions='clock' is unknown; allowed: none"),
         (["train", "g2p", "--set", "dropout=abc"], "dropout='abc' must be a number"),
         (["train", "g2p", "--set", "shared_embedding=abc"], "shared_embedding='abc' must be true or false"),
-        (["train", "g2p", "--model", "gru", "--set", "dropout=none"], "dropout=None must be a number"),
+        (["train", "g2p", "--model", "gru", "--set", "dropout=none"], "dropout='none' must be a number"),
         (["train", "g2p", "--device", "tpu"], "device='tpu'"),
         (["train", "g2p", "--steps", "0"], "steps"),
         (["train", "g2p", "--recipe", "slow"], "recipe 'slow' is unknown for g2p; allowed: quick, full"),
