@@ -36,6 +36,7 @@ def keywords() -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_keyword_of_attention_is_known():
     known = set(inspect.signature(undivided_attention).parameters) | {*UNKNOWN_WORDS} | NEED_NOT_LOOK
     found = keywords()

@@ -54,6 +54,7 @@ def test_a_saved_model_is_the_same_when_it_is_loaded(name, tmp_path):
     assert not calls
 
 
+@pytest.mark.slow
 def test_a_new_process_loads_it(tmp_path):
     model, inputs = ACCELERATED.ours(BY_NAME["t5"]), BY_NAME["t5"].inputs()
     torch.save((model, inputs, model(**inputs).logits.detach()), tmp_path / "model.pt")
