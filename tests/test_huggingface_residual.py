@@ -171,11 +171,10 @@ def test_checkpointing_leaves_the_cache_out(sums):
     good(compare_gradients(found, grads))
 
 
+@pytest.mark.skipif(CHECKPOINTS_CALLS, reason="transformers checkpoints the call of a layer, whatever its forward")
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 def test_without_gradients_nothing_is_checkpointed_and_the_cache_stays(sums):
     """As with transformers from 5.24 on; before, it left the cache out here, too."""
-    if CHECKPOINTS_CALLS:
-        pytest.skip("this version checkpoints the call of a layer, whatever its forward")
     eager, ours = pair(BY_NAME["t5"])
     inputs = whole(BY_NAME["t5"].inputs())
     ours.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))

@@ -87,11 +87,13 @@ def all_zero(value: Tensor) -> Tensor:
 
 @every_call
 @pytest.mark.parametrize("empty", [without_memory, all_zero, torch._to_functional_tensor])
-def test_a_tensor_without_memory_is_refused(name, empty, monkeypatch):
-    """By the launchers, or by torch where it looks first; what C++ reads by itself is its own matter."""
-    monkeypatch.setattr(direct, "POSSIBLE", False)
-    for launcher in (attention, layer_norm, rms_norm):
-        monkeypatch.setattr(launcher, "READS_TENSORS", False)
+@pytest.mark.parametrize("possible", [True, False])
+def test_a_tensor_without_memory_is_refused(name, possible, empty, monkeypatch):
+    """By C++, which leaves it to the launchers, by those, or by torch where it looks first."""
+    if not possible:
+        monkeypatch.setattr(direct, "POSSIBLE", False)
+        for launcher in (attention, layer_norm, rms_norm):
+            monkeypatch.setattr(launcher, "READS_TENSORS", False)
     function, values = CALLS[name]
     for place in range(len(values)):
         given = [empty(value) if at == place else value for at, value in enumerate(values)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import CommandError
+from .writable import try_folder
 
 if TYPE_CHECKING:
     from ..benchmarks.op import Op
@@ -29,9 +29,7 @@ class Files:
     def check(self) -> None:
         """Raises CommandError where the folder cannot be written."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder):
-                pass
+            try_folder(self.folder)
         except OSError as error:
             raise CommandError(f"results cannot be written to {self.folder}: {error.strerror or error}") from error
 

@@ -8,6 +8,13 @@ from pathlib import Path
 from . import CommandError
 
 
+def try_folder(folder: Path) -> None:
+    """Makes the folder, and a file in it that goes again. Raises: OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder):
+        pass
+
+
 def check_writable(*paths: Path) -> None:
     """Makes the folders that these files will be in.
 
@@ -18,9 +25,7 @@ def check_writable(*paths: Path) -> None:
         if path.exists() and not path.is_file():
             raise CommandError(f"{path} is a folder or a device, a file is needed")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent):
-                pass
+            try_folder(path.parent)
             if path.exists():
                 path.open("ab").close()
         except OSError as error:

@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from ..dispatch import load
 from ..products import FLOATS, MOST_WIDENED, by_onednn, by_widening, for_few_rows, product, widened
 from ..reference.precision import autocasting
-from .checks import is_plain, watched
 from .direct import DIRECT, may_go_directly
+from .registration import by_registered_op
 
 
 class Linear(torch.autograd.Function):
@@ -64,8 +64,8 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         found: Tensor | None = load(DIRECT).linear(x, w, bias)
         if found is not None:
             return found
-    if not (is_plain(x) and is_plain(w) and (bias is None or is_plain(bias))):
-        return F.linear(x, w, bias)  # a subclass, such as a sharded tensor, has its own rules for torch's op alone
+    if x is None or w is None or by_registered_op(x, w, bias):  # the registered op is torch's here, the errors too
+        return F.linear(x, w, bias)
     autocast = autocasting(x)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     if (
@@ -75,14 +75,8 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         or x.shape[-1] != w.shape[1]
         or x.device != w.device
         or not (bias is None or (bias.dtype == w.dtype and bias.device == w.device and bias.shape == w.shape[:1]))
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or watched()
         or is_batchedtensor(x)  # of many gradients at once
         or is_batchedtensor(w)
-        or x.is_neg()
-        or w.is_neg()
-        or (bias is not None and bias.is_neg())
     ):
         return F.linear(x, w, bias)
     few = None if autocast else for_few_rows(x, w)
