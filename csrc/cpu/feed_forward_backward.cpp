@@ -12,12 +12,12 @@ template <class T, int kActivation, bool kGated>
 UNDIVIDED_INLINE void backward_row(const FeedForwardBackward& call, int64_t start, float* sums) {
   each_block(call.columns, [&](int64_t i, int n) {
     const int64_t at = start + i;
-    const Block h = load_some(static_cast<const T*>(call.h) + at, n);
-    const Block da = load_some(static_cast<const T*>(call.da) + at, n);
+    const Block h = load_ahead(static_cast<const T*>(call.h) + at, n);
+    const Block da = load_ahead(static_cast<const T*>(call.da) + at, n);
     const Activated first = Activation<kActivation>::of(h.a), second = Activation<kActivation>::of(h.b);
     Block a{first.value, second.value}, dh = da * Block{first.slope, second.slope};
     if constexpr (kGated) {
-      const Block gate = load_some(static_cast<const T*>(call.gate) + at, n);
+      const Block gate = load_ahead(static_cast<const T*>(call.gate) + at, n);
       store_some(static_cast<T*>(call.dgate) + at, da * a, n);
       a = a * gate;
       dh = dh * gate;

@@ -20,11 +20,11 @@ void forward_all(const FeedForwardForward& call) {
     for (int64_t row = call.rows * task / threads; row < end; ++row) {
       const int64_t start = row * columns;
       each_block(columns, [&](int64_t i, int n) {
-        Block h = load_some(static_cast<const T*>(call.h) + start + i, n);
+        Block h = load_ahead(static_cast<const T*>(call.h) + start + i, n);
         if (bias != nullptr) h = h + load_block(bias + i);
         if (call.kept != nullptr && bias != nullptr) store_some(static_cast<T*>(call.kept) + start + i, h, n);
         Block a{Activation<kActivation>::of(h.a).value, Activation<kActivation>::of(h.b).value};
-        if constexpr (kGated) a = a * load_some(static_cast<const T*>(call.gate) + start + i, n);
+        if constexpr (kGated) a = a * load_ahead(static_cast<const T*>(call.gate) + start + i, n);
         store_some(static_cast<T*>(call.a) + start + i, a, n);
       });
     }

@@ -37,8 +37,8 @@ UNDIVIDED_INLINE void sum_rows(const BackwardRows<T>& rows, const float* mean, c
     Block dweight = load_block(rows.dweight + i), dbias = block_of(0.0F);
     if constexpr (kCentered) dbias = load_block(rows.dbias + i);
     for (int r = 0; r < kRows; ++r) {
-      const Block dy = load_some(rows.dy + r * rows.columns + i, n);
-      Block xhat = load_some(rows.x + r * rows.columns + i, n);
+      const Block dy = load_ahead(rows.dy + r * rows.columns + i, n);
+      Block xhat = load_ahead(rows.x + r * rows.columns + i, n);
       if constexpr (kCentered) xhat = xhat - center[r];
       xhat = xhat * scale[r];
       const Block dy_xhat = dy * xhat;
@@ -77,7 +77,7 @@ UNDIVIDED_INLINE void input_gradient(const BackwardRows<T>& rows, const float* m
       if constexpr (kCentered) dx = (dx - center[r]) * slope[r] + shift[r];
       if constexpr (!kCentered) dx = dx * slope[r];
       dx = dx + load_some(rows.dy + at, n) * weight * scale[r];
-      if constexpr (kSummed) dx = dx + load_some(rows.dsummed + at, n);
+      if constexpr (kSummed) dx = dx + load_ahead(rows.dsummed + at, n);
       store_or_stream<kStream>(rows.dx + at, dx, n);
     }
   });

@@ -30,7 +30,7 @@ UNDIVIDED_INLINE void turn_token(const Rotary& call, const T* x, T* y, const flo
   for (int64_t h = 0; h < call.nheads; ++h, x += call.x_h, y += 2 * half) {
     each_block(half, [&](int64_t i, int n) {
       const Block c = load_block(cosine + i), s = load_block(sine + i);
-      const Block first = load_some(x + i, n), second = load_some(x + half + i, n);
+      const Block first = load_ahead(x + i, n), second = load_ahead(x + half + i, n);
       store_or_stream<kStream>(y + i, first * c - second * s, n);
       store_or_stream<kStream>(y + half + i, second * c + first * s, n);
     });
