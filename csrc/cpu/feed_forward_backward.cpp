@@ -35,7 +35,7 @@ void backward_all(const FeedForwardBackward& call) {
   const bool summing = call.dbias != nullptr;
   float* sums = summing ? static_cast<float*>(scratch(bands.count * width * sizeof(float), 1)) : nullptr;
   const int threads = useful_threads(call.threads, call.rows * call.columns);
-  parallel_for(bands.count, threads, [&](int64_t band) {
+  parallel_ranges(bands.count, threads, [&](int64_t band) {
     float* mine = summing ? sums + band * width : nullptr;
     if (summing) std::memset(mine, 0, width * sizeof(float));
     const int64_t begin = band * bands.rows;

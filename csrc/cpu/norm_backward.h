@@ -105,7 +105,7 @@ void backward_all(const NormBackward& call) {
   read_columns<T>(call.weight, call.weight_dtype, columns, 1.0F, weight);
   float* sums = static_cast<float*>(scratch(bands.count * 2 * stride * sizeof(float), 1));
   const int threads = useful_threads(call.threads, call.rows * columns);
-  parallel_for(bands.count, threads, [&](int64_t band) {
+  parallel_ranges(bands.count, threads, [&](int64_t band) {
     float* mine = sums + 2 * band * stride;
     std::memset(mine, 0, 2 * stride * sizeof(float));
     const BackwardRows<T> rows{static_cast<const T*>(call.x),       static_cast<const T*>(call.dy),
