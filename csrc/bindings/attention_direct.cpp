@@ -147,6 +147,61 @@ bool attention_direct(handle q, handle k, handle v, handle key_lengths, handle q
   return true;
 }
 
+// A gradient, with the shape of what it is the gradient of.
+bool like(handle object, handle original, int dtype, Rows& found) {
+  TensorView view, shape;
+  if (!rows_of(object, dtype, view) || !view_of(original, shape) || !view.same_shape(shape)) return false;
+  found = rows(view);
+  return true;
+}
+
+// `count` floats, one after the other; null for None.
+template <class Float>
+bool floats_of(handle object, int64_t count, Float*& data) {
+  TensorView view;
+  if (object.is_none()) return true;
+  if (!view_of(object, view) || view.kernel_dtype() != kFloat32 || !view.contiguous()) return false;
+  int64_t there = 1;
+  for (int i = 0; i < view.dims; ++i) there *= view.shape[i];
+  data = static_cast<Float*>(view.data);
+  return there == count;
+}
+
+// Gradients of what attention_direct took. lse2, delta, dq_parts, dtable and distance_sums are as `AttentionBackward` has
+// them, the last three may be None.
+bool attention_backward_direct(handle dout, handle q, handle k, handle v, handle out, handle lse, handle key_lengths,
+                               handle query_offset, handle table, handle buckets, handle causal, handle window,
+                               handle scale, handle dq, handle dk, handle dv, handle lse2, handle delta,
+                               handle dq_parts, handle dtable, handle distance_sums, int64_t chunks, int threads) {
+  AttentionBackward job{};
+  AttentionCall& call = job.call;
+  if (!read_all(q, k, v, key_lengths, query_offset, table, buckets, {causal, window, scale}, call)) return false;
+  if (!like(out, q, call.dtype, job.out) || !like(dout, q, call.dtype, job.dout)) return false;
+  if (!like(dq, q, call.dtype, job.dq) || !like(dk, k, call.dtype, job.dk) || !like(dv, v, call.dtype, job.dv)) {
+    return false;
+  }
+  job.lse_h = call.seqlen_q;
+  job.lse_b = call.nheads * call.seqlen_q;
+  job.lse_size = call.batch * job.lse_b;
+  job.chunks = chunks;
+  const int64_t row = (call.head_dim + kGradientAlign - 1) / kGradientAlign * kGradientAlign;
+  if (!floats_of(lse, job.lse_size, job.lse) || job.lse == nullptr) return false;
+  if (!floats_of(lse2, job.lse_size, job.lse2) || job.lse2 == nullptr) return false;
+  if (!floats_of(delta, job.lse_size, job.delta) || job.delta == nullptr) return false;
+  if (!floats_of(dq_parts, chunks * job.lse_size * row, job.dq_parts)) return false;
+  if (!dtable.is_none()) {
+    TensorView by_bucket;
+    if (call.table == nullptr || !view_of(table, by_bucket)) return false;
+    if (!floats_of(dtable, by_bucket.shape[0] * call.nheads, job.dtable)) return false;
+    const int64_t distances = 2 * call.span + 1;
+    if (!floats_of(distance_sums, chunks * call.batch * call.nheads * distances, job.distance_sums)) return false;
+    if (job.distance_sums == nullptr) return false;
+  }
+  call.threads = threads;
+  without_lock(UNDIVIDED_PICK(attention_backward), job);
+  return true;
+}
+
 // k and v, both or neither: (batch, seqlen_new, nheads_kv, head_dim).
 bool attention_decode_direct(handle q, handle k_cache, handle v_cache, handle cache_lengths, handle k, handle v,
                              handle table, handle buckets, handle causal, handle window, handle scale, handle out,
@@ -178,5 +233,6 @@ bool attention_decode_direct(handle q, handle k_cache, handle v_cache, handle ca
 UNDIVIDED_BINDINGS(attention_direct, module) {
   module.def("attention_fits", &attention_fits);
   module.def("attention_direct", &attention_direct);
+  module.def("attention_backward_direct", &attention_backward_direct);
   module.def("attention_decode_direct", &attention_decode_direct);
 }

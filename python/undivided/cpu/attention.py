@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _C
 from ..invariance import invariant
 from . import CPU, READS_TENSORS, address
-from .attention_call import Call, buckets_by_distance, describe, plane, rows, unexpanded
+from .attention_call import buckets_by_distance, describe, plane, rows, unexpanded
 
 # What `attention_direct` of the extension takes.
 FEW_WORDS = {"scale", "window", "query_offset", "key_lengths", "relative_table", "max_distance", "bidirectional"}
@@ -119,7 +119,7 @@ def attention_backward(
     make = torch.empty if call.whole else torch.zeros
     dq, dk, dv = (make(t.shape, dtype=t.dtype, device=CPU) for t in (q, k, v))
     bias = unexpanded(words["bias"]) if need_bias and words.get("bias") is not None else None
-    buffers = Buffers(call, lse, bias)
+    buffers = Buffers(call.words, lse, bias)
     if need_table and call.buckets is not None:
         buffers.add_table(words["relative_table"], call.buckets)
     if need_sinks and words.get("sinks") is not None:
@@ -146,12 +146,35 @@ def attention_backward(
     return dq, dk, dv, dbias, dtable, dsinks
 
 
+def backward_directly(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_lengths: Tensor | None,
+    query_offset: int | Tensor | None, table: Tensor | None, buckets: Tensor | None, causal: bool, window: Any,
+    scale: float | None, need_table: bool,
+) -> Gradients | None:  # fmt: skip
+    """What `attention_backward` gives; None where it must go the long way. The table and its gradient are float32;
+    buckets are its rows by distance."""
+    batch, seqlen_q, nheads, head_dim = q.shape
+    seqlen_k, nheads_kv = k.shape[1:3]
+    sizes = dict(batch=batch, nheads=nheads, nheads_kv=nheads_kv, head_dim=head_dim)
+    buffers = Buffers(sizes | dict(seqlen_q=seqlen_q, seqlen_k=seqlen_k), lse, None)
+    if need_table and table is not None and buckets is not None:
+        buffers.add_table(table, buckets)
+    own = buffers.tensors
+    make = torch.empty_like if key_lengths is None else torch.zeros_like  # rows in the padding are nobody's
+    dq, dk, dv = (make(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    ran = _C.attention_backward_direct(
+        dout, q, k, v, out, lse, key_lengths, query_offset, table, buckets, causal, window, scale, dq, dk, dv,
+        own["lse2"], own["delta"], own.get("dq_parts"), own.get("dtable"), own.get("distance_sums"), buffers.chunks,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return (dq, dk, dv, None, own.get("dtable"), None) if ran else None
+
+
 class Buffers:
     """What the backward of one call works in and sums up in, float32; `words` are the extension's names for it."""
 
-    def __init__(self, call: Call, lse: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, sizes: dict[str, Any], lse: Tensor, bias: Tensor | None) -> None:
         """bias: the dense bias whose gradient is needed, with size 1 where it is shared, or None."""
-        sizes = call.words
         self.batch, self.nheads, nheads_kv = sizes["batch"], sizes["nheads"], sizes["nheads_kv"]
         sum_batch = bias is not None and bias.shape[0] == 1
         sum_heads = bias is not None and bias.shape[1] == 1

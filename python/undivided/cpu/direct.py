@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from . import CPU
 from .feed_forward import ACTIVATIONS
 from .linear import MOST_ROWS
 
@@ -39,6 +40,23 @@ def attention(
     out, threads = torch.empty_like(q, memory_format=torch.contiguous_format), torch.get_num_threads()
     ran = _C.attention_direct(q, k, v, key_lengths, query_offset, *relative, *words, out, None, threads)
     return out if ran else None
+
+
+def attention_kept(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_lengths: Tensor | None,
+    query_offset: int | None,
+    relative: Relative,
+    *words: Any,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse) of what `attention_fits` took."""
+    out, threads = torch.empty_like(q, memory_format=torch.contiguous_format), torch.get_num_threads()
+    lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=CPU)
+    if not _C.attention_direct(q, k, v, key_lengths, query_offset, *relative, *words, out, lse, threads):
+        raise RuntimeError("attention: attention_fits took a call that the kernels do not")
+    return out, lse
 
 
 def attention_decode(

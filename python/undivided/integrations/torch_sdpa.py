@@ -26,7 +26,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..dispatch import AttentionCall, Backend, first_willing, report
 from ..ops.attention import attention, describe
-from ..ops.attention_autograd import directly
+from ..ops.attention_direct import directly
 from ..ops.attention_plain import Numbers, Tensors
 from ..ops.attention_table import ATTENTION
 from ..rules import OF_THE_MACHINE, on_cpu

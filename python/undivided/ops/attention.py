@@ -11,7 +11,8 @@ from .. import reference
 from ..dispatch import AttentionCall, Backend, choose
 from ..reference import ALiBi, RelativeBias
 from . import attention_checks as checks
-from .attention_autograd import apply, directly
+from .attention_autograd import apply
+from .attention_direct import directly
 from .attention_plain import Numbers, Tensors, wants_gradient
 from .attention_rotary import turned
 from .attention_table import ATTENTION

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import rules
 from ..dispatch import load
 from .attention_plain import Numbers, Tensors, empty_outputs, launcher_keywords, wants_gradient
 from .checks import last_contiguous
 from .derivatives import first_derivatives_only, given_back, refuse_transforms
-from .direct import DIRECT, any_requires_grad, plain_call, relative_words
 from .registration import by_registered_op, register, register_gradient
 
-CPU = "undivided.cpu.attention"
 TENSORS = len(Tensors._fields)
 INTEGERS = ("key_lengths", "query_lengths", "offsets", "cu_seqlens_q", "cu_seqlens_k")
 TRAINABLE = ("q", "k", "v", "bias", "relative_table", "sinks")
@@ -158,45 +154,3 @@ def apply(module: str, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tens
     if wants_gradient(tensors)[0]:
         return AttentionFunction.apply(module, numbers, *tensors)
     return run_forward(module, tensors, numbers)
-
-
-def directly(
-    backend: str,
-    q: Any,
-    k: Any,
-    v: Any,
-    key_lengths: Any,
-    query_offset: Any,
-    bias: Any,
-    causal: Any,
-    window: Any,
-    scale: Any,
-) -> Tensor | None:
-    """out of `attention` with these words and no others, past its checks and the choice of a backend; None where it
-    must go its usual way."""
-    if not plain_call(backend, q):
-        return None
-    if backend == "auto" and rules.TILES and q.dtype == torch.bfloat16:  # as faster_than_tiles says
-        return None
-    relative = relative_words(bias)
-    if relative is None:
-        return None
-    direct, words = load(DIRECT), (causal, window, scale)
-    table = None if bias is None else bias.table
-    if not (torch.is_grad_enabled() and any_requires_grad(q, k, v, table)):
-        found: Tensor | None = direct.attention(q, k, v, key_lengths, query_offset, relative, *words)
-        return found
-    if not direct.attention_fits(q, k, v, key_lengths, query_offset, *relative, *words):
-        return None
-    left, right = window or (None, None)
-    numbers = Numbers(
-        scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else scale,
-        left=left,
-        right=0 if causal else right,
-        offset=query_offset,
-        max_distance=128 if bias is None else bias.max_distance,
-        bidirectional=bias is None or bias.bidirectional,
-    )
-    tensors = Tensors(q, k, v, relative_table=table, key_lengths=key_lengths)
-    out: Tensor = AttentionFunction.apply(CPU, numbers, *tensors)[0]
-    return out

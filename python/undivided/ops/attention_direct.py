@@ -1,0 +1,103 @@
+"""Calls of attention that go to the CPU's kernels directly, as `direct.py` says, with gradients and without."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import rules
+from ..dispatch import load
+from .attention_autograd import run_backward
+from .attention_plain import Numbers, Tensors
+from .checks import last_contiguous
+from .derivatives import first_derivatives_only
+from .direct import DIRECT, any_requires_grad, plain_call, relative_words
+
+CPU = "undivided.cpu.attention"
+
+
+class Words(NamedTuple):
+    """Arguments of `attention`, and the rows of a relative bias's table by distance."""
+
+    query_offset: Any
+    bias: Any
+    buckets: Tensor | None
+    causal: Any
+    window: Any
+    scale: Any
+
+    def numbers(self, head_dim: int) -> Numbers:
+        left, right = self.window or (None, None)
+        return Numbers(
+            scale=1.0 / math.sqrt(head_dim) if self.scale is None else self.scale,
+            left=left,
+            right=0 if self.causal else right,
+            offset=self.query_offset,
+            max_distance=128 if self.bias is None else self.bias.max_distance,
+            bidirectional=self.bias is None or self.bias.bidirectional,
+        )
+
+
+class DirectAttention(torch.autograd.Function):
+    """apply(q, k, v, table, key_lengths, words) -> out, of what `attention_fits` took. AttentionFunction, which hands
+    all tensors and words of a call on, takes a small one half as long again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Any, key_lengths: Any, words: Words) -> Tensor:
+        relative = (None, None) if table is None else (table.float(), words.buckets)
+        out, lse = load(DIRECT).attention_kept(q, k, v, key_lengths, words.query_offset, relative, *words[3:])
+        ctx.save_for_backward(q, k, v, table, key_lengths, out, lse)
+        ctx.words = words
+        result: Tensor = out
+        return result
+
+    @staticmethod
+    @first_derivatives_only("attention")
+    def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+        q, k, v, table, key_lengths, out, lse = ctx.saved_tensors
+        words, wanted = ctx.words, ctx.needs_input_grad[3]
+        relative = (None, None) if table is None else (table.float(), words.buckets)
+        grads = load(CPU).backward_directly(
+            last_contiguous(dout), q, k, v, out, lse, key_lengths, words.query_offset, *relative, *words[3:], wanted
+        )
+        if grads is None:  # hooks gave back something else than was saved, or dout is no plain tensor
+            tensors = Tensors(q, k, v, relative_table=table, key_lengths=key_lengths)
+            numbers = words.numbers(q.shape[-1])
+            grads = run_backward(CPU, dout, None, out, lse, tensors, numbers, (False, wanted, False))
+        dq, dk, dv, _, dtable, _ = grads
+        return dq, dk, dv, None if dtable is None else dtable.to(table.dtype), None, None
+
+
+def directly(
+    backend: str,
+    q: Any,
+    k: Any,
+    v: Any,
+    key_lengths: Any,
+    query_offset: Any,
+    bias: Any,
+    causal: Any,
+    window: Any,
+    scale: Any,
+) -> Tensor | None:
+    """out of `attention` with these words and no others, past its checks and the choice of a backend; None where it
+    must go its usual way."""
+    if not plain_call(backend, q):
+        return None
+    if backend == "auto" and rules.TILES and q.dtype == torch.bfloat16:  # as faster_than_tiles says
+        return None
+    relative = relative_words(bias)
+    if relative is None:
+        return None
+    direct, words = load(DIRECT), (causal, window, scale)
+    table = None if bias is None else bias.table
+    if not (torch.is_grad_enabled() and any_requires_grad(q, k, v, table)):
+        found: Tensor | None = direct.attention(q, k, v, key_lengths, query_offset, relative, *words)
+        return found
+    if not direct.attention_fits(q, k, v, key_lengths, query_offset, *relative, *words):
+        return None
+    out: Tensor = DirectAttention.apply(q, k, v, table, key_lengths, Words(query_offset, bias, relative[1], *words))
+    return out

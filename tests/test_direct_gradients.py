@@ -1,0 +1,106 @@
+"""The backward of attention that goes to its kernel directly: when it does, and what it does where it cannot."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("undivided._C", reason="the compiled extension is not built")
+
+from undivided import RelativeBias, ops  # noqa: E402
+from undivided.ops import direct as permission  # noqa: E402
+from undivided.testing import poison  # noqa: E402
+
+launchers = importlib.import_module("undivided.cpu.attention")
+
+pytestmark = pytest.mark.skipif(not permission.POSSIBLE, reason="this torch does not say where its tensors lie")
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """For each backward that tried, whether it went directly."""
+    found: list[bool] = []
+    function = launchers.backward_directly
+
+    def watched(*values: Any) -> Any:
+        result = function(*values)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr(launchers, "backward_directly", watched)
+    return found
+
+
+def inputs(seqlen_q: int = 5, seqlen_k: int = 7) -> list[Tensor]:
+    """q, k, v, and the table of a relative bias."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, seqlen_q, 4, 16), (2, seqlen_k, 2, 16), (2, seqlen_k, 2, 16), (8, 4))
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor, **words: Any) -> Any:
+    return ops.attention(q, k, v, bias=RelativeBias(table, 20), causal=True, **words)
+
+
+def gradients(values: list[Tensor], loss: Callable[[Any], Tensor], **words: Any) -> tuple[Tensor, ...]:
+    with poison():
+        return torch.autograd.grad(loss(attend(*values, **words)), values)
+
+
+def usual(values: list[Tensor], loss: Callable[[Any], Tensor], **words: Any) -> tuple[Tensor, ...]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(permission, "POSSIBLE", False)
+        return gradients(values, loss, **words)
+
+
+def alike(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("lengths", [(5, 7), (1, 1), (33, 700)])  # the last one's keys in two chunks
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_gradients_are_those_of_the_usual_way(variant, lengths, padded, taken):
+    values = inputs(*lengths)
+    words = dict(key_lengths=torch.tensor([lengths[1], 0], dtype=torch.int32)) if padded else {}
+    found = gradients(values, lambda out: out.square().sum(), **words)
+    assert taken == [True]
+    assert alike(found, usual(values, lambda out: out.square().sum(), **words))
+
+
+@pytest.mark.parametrize("loss", [lambda out: out.sum(), lambda out: out.mT.contiguous().square().sum()])
+def test_the_gradient_of_out_may_have_any_strides(loss, taken):
+    values = inputs()
+    assert alike(gradients(values, loss), usual(values, loss)) and taken == [True]
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_one_gradient_alone(wanted, taken):
+    values = [value.detach().requires_grad_(at == wanted) for at, value in enumerate(inputs())]
+    (found,) = torch.autograd.grad(attend(*values).square().sum(), values[wanted])
+    assert taken == [True]
+    assert torch.equal(found, usual(inputs(), lambda out: out.square().sum())[wanted])
+
+
+def test_what_hooks_give_back_in_another_form_goes_the_usual_way(taken):
+    def transposed(value: Tensor) -> Tensor:
+        return value.mT.contiguous().mT if value.dim() == 4 else value
+
+    values = inputs()
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value.detach(), transposed):
+        out = attend(*values)
+    found = torch.autograd.grad(out.square().sum(), values)
+    assert taken == [False]
+    assert alike(found, usual(values, lambda out: out.square().sum()))
+
+
+def test_what_hooks_give_back_in_another_dtype_is_refused():
+    values = inputs()
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value.detach(), lambda value: value.double()):
+        out = attend(*values)
+    with pytest.raises(TypeError, match="attention: q was saved for the backward with dtype torch.float32"):
+        out.sum().backward()
