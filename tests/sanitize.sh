@@ -26,7 +26,7 @@ export PYTHONPATH=$work/python PYTHONMALLOC=malloc
 # The package is imported before the tests can ask for Triton's interpreter, and the sanitizer must find the C++ library's
 # exceptions, which torch throws.
 export TRITON_INTERPRET=1
-LD_PRELOAD="$library $(g++ -print-file-name=libstdc++.so)" "$root/.venv/bin/python" - -q -p no:cacheprovider "$@" tests/test_cpu_*.py tests/test_attention_decode.py tests/test_direct.py tests/test_rotary.py <<'PY'
+LD_PRELOAD="$library $(g++ -print-file-name=libstdc++.so)" "$root/.venv/bin/python" - -q -p no:cacheprovider "$@" tests/test_cpu_*.py tests/test_attention_decode.py tests/test_direct*.py tests/test_rotary.py <<'PY'
 import sys
 
 import pytest
