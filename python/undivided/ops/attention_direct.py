@@ -20,10 +20,11 @@ CPU = "undivided.cpu.attention"
 
 
 class Words(NamedTuple):
-    """Arguments of `attention`, and the rows of a relative bias's table by distance."""
+    """Arguments of `attention`, and those of a relative bias with the rows of its table by distance."""
 
     query_offset: Any
-    bias: Any
+    max_distance: int
+    bidirectional: bool
     buckets: Tensor | None
     causal: Any
     window: Any
@@ -36,8 +37,8 @@ class Words(NamedTuple):
             left=left,
             right=0 if self.causal else right,
             offset=self.query_offset,
-            max_distance=128 if self.bias is None else self.bias.max_distance,
-            bidirectional=self.bias is None or self.bias.bidirectional,
+            max_distance=self.max_distance,
+            bidirectional=self.bidirectional,
         )
 
 
@@ -48,7 +49,7 @@ class DirectAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Any, key_lengths: Any, words: Words) -> Tensor:
         relative = (None, None) if table is None else (table.float(), words.buckets)
-        out, lse = load(DIRECT).attention_kept(q, k, v, key_lengths, words.query_offset, relative, *words[3:])
+        out, lse = load(DIRECT).attention_kept(q, k, v, key_lengths, words.query_offset, relative, *words[4:])
         ctx.save_for_backward(q, k, v, table, key_lengths, out, lse)
         ctx.words = words
         result: Tensor = out
@@ -61,7 +62,7 @@ class DirectAttention(torch.autograd.Function):
         words, wanted = ctx.words, ctx.needs_input_grad[3]
         relative = (None, None) if table is None else (table.float(), words.buckets)
         grads = load(CPU).backward_directly(
-            last_contiguous(dout), q, k, v, out, lse, key_lengths, words.query_offset, *relative, *words[3:], wanted
+            last_contiguous(dout), q, k, v, out, lse, key_lengths, words.query_offset, *relative, *words[4:], wanted
         )
         if grads is None:  # hooks gave back something else than was saved, or dout is no plain tensor
             tensors = Tensors(q, k, v, relative_table=table, key_lengths=key_lengths)
@@ -99,5 +100,7 @@ def directly(
         return found
     if not direct.attention_fits(q, k, v, key_lengths, query_offset, *relative, *words):
         return None
-    out: Tensor = DirectAttention.apply(q, k, v, table, key_lengths, Words(query_offset, bias, relative[1], *words))
+    distances = (128, True) if bias is None else (bias.max_distance, bias.bidirectional)
+    kept = Words(query_offset, *distances, relative[1], *words)
+    out: Tensor = DirectAttention.apply(q, k, v, table, key_lengths, kept)
     return out
