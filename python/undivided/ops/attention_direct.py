@@ -100,7 +100,7 @@ def directly(
         return found
     if not direct.attention_fits(q, k, v, key_lengths, query_offset, *relative, *words):
         return None
-    distances = (128, True) if bias is None else (bias.max_distance, bias.bidirectional)
-    kept = Words(query_offset, *distances, relative[1], *words)
+    far, both = (128, True) if bias is None else (bias.max_distance, bias.bidirectional)
+    kept = Words(query_offset, far, both, relative[1], *words)
     out: Tensor = DirectAttention.apply(q, k, v, table, key_lengths, kept)
     return out
