@@ -1,4 +1,4 @@
-"""The backward of attention that goes to its kernel directly: when it does, and what it does where it cannot."""
+"""Gradients of calls that go to their kernel directly, and attention's backward where it cannot."""
 
 from __future__ import annotations
 
@@ -104,3 +104,37 @@ def test_what_hooks_give_back_in_another_dtype_is_refused():
         out = attend(*values)
     with pytest.raises(TypeError, match="attention: q was saved for the backward with dtype torch.float32"):
         out.sum().backward()
+
+
+def test_what_hooks_give_back_with_fewer_buckets_is_not_read_beyond_them(monkeypatch):
+    def watched(*values: Any, function: Any = launchers.backward_directly) -> Any:
+        table, buckets = values[8:10]
+        assert table.shape == (2, 4) and buckets.max() < 2
+        return function(*values)
+
+    monkeypatch.setattr(launchers, "backward_directly", watched)
+    values = inputs()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda value: value.detach(), lambda value: value[:2] if value.dim() == 2 else value
+    ):
+        out = attend(*values)
+    with pytest.raises(RuntimeError, match="invalid gradient at index 3"):
+        out.sum().backward()
+
+
+def test_with_gradients_nothing_is_checked_in_python(monkeypatch):
+    for module in ("layer_norm", "rms_norm", "attention"):
+        monkeypatch.delattr(importlib.import_module(f"undivided.ops.{module}"), "choose")
+    x, w = torch.randn(4, 16).requires_grad_(), torch.randn(16).requires_grad_()
+    q, table = torch.randn(1, 4, 2, 16).requires_grad_(), torch.randn(8, 2).requires_grad_()
+    outs = [ops.layer_norm(x, w, w), ops.rms_norm(x, w), ops.attention(q, q, q, bias=RelativeBias(table))]
+    sum(out.square().sum() for out in outs).backward()
+    assert all(value.grad is not None for value in (x, w, q, table))
+
+
+def test_there_are_no_second_derivatives_that_are_wrong():
+    x = torch.randn(4, 16).requires_grad_()
+    for function in (ops.layer_norm, ops.rms_norm, lambda x: ops.attention(*(x.view(1, 4, 1, 16),) * 3)):
+        (grad,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivatives"):
+            grad.sum().backward()

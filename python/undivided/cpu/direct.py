@@ -6,7 +6,7 @@ and all that needs a word in Python, are read and checked in C++. Where a check 
 the op goes its usual way: what a call may be, and what is said of a bad one, stands there alone.
 
 Each function but norm takes arguments of the op of its name; all give what the op returns, or None. With gradients
-`attention_fits` and `norm_fits` make the same checks and no more.
+`attention_fits` and `norm_fits` make the same checks and no more, and `attention_kept` is for what passed them.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import rules
 from ..dispatch import load
+from ..reference import RelativeBias
 from .attention_autograd import run_backward
 from .attention_plain import Numbers, Tensors
 from .checks import last_contiguous
@@ -20,15 +21,18 @@ CPU = "undivided.cpu.attention"
 
 
 class Words(NamedTuple):
-    """Arguments of `attention`, and those of a relative bias with the rows of its table by distance."""
+    """Arguments of `attention`, and those of a relative bias beside its table."""
 
     query_offset: Any
     max_distance: int
     bidirectional: bool
-    buckets: Tensor | None
     causal: Any
     window: Any
     scale: Any
+
+    def relative(self, table: Tensor | None) -> Any:
+        """As `relative_words`, of a table that hooks may have changed."""
+        return relative_words(None if table is None else RelativeBias(table, self.max_distance, self.bidirectional))
 
     def numbers(self, head_dim: int) -> Numbers:
         left, right = self.window or (None, None)
@@ -48,8 +52,8 @@ class DirectAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Any, key_lengths: Any, words: Words) -> Tensor:
-        relative = (None, None) if table is None else (table.float(), words.buckets)
-        out, lse = load(DIRECT).attention_kept(q, k, v, key_lengths, words.query_offset, relative, *words[4:])
+        relative = words.relative(table)
+        out, lse = load(DIRECT).attention_kept(q, k, v, key_lengths, words.query_offset, relative, *words[3:])
         ctx.save_for_backward(q, k, v, table, key_lengths, out, lse)
         ctx.words = words
         result: Tensor = out
@@ -60,9 +64,9 @@ class DirectAttention(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         q, k, v, table, key_lengths, out, lse = ctx.saved_tensors
         words, wanted = ctx.words, ctx.needs_input_grad[3]
-        relative = (None, None) if table is None else (table.float(), words.buckets)
-        grads = load(CPU).backward_directly(
-            last_contiguous(dout), q, k, v, out, lse, key_lengths, words.query_offset, *relative, *words[4:], wanted
+        relative = words.relative(table)
+        grads = relative and load(CPU).backward_directly(
+            last_contiguous(dout), q, k, v, out, lse, key_lengths, words.query_offset, *relative, *words[3:], wanted
         )
         if grads is None:  # hooks gave back something else than was saved, or dout is no plain tensor
             tensors = Tensors(q, k, v, relative_table=table, key_lengths=key_lengths)
@@ -101,6 +105,5 @@ def directly(
     if not direct.attention_fits(q, k, v, key_lengths, query_offset, *relative, *words):
         return None
     far, both = (128, True) if bias is None else (bias.max_distance, bias.bidirectional)
-    kept = Words(query_offset, far, both, relative[1], *words)
-    out: Tensor = DirectAttention.apply(q, k, v, table, key_lengths, kept)
+    out: Tensor = DirectAttention.apply(q, k, v, table, key_lengths, Words(query_offset, far, both, *words))
     return out
