@@ -20,7 +20,7 @@ from undivided.testing import poison  # noqa: E402
 direct = importlib.import_module("undivided.cpu.direct")
 LAUNCHERS = [importlib.import_module(f"undivided.cpu.{name}") for name in ("attention", "layer_norm", "rms_norm")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-OPS = ("attention", "attention_decode", "norm", "linear", "feed_forward")
+OPS = ("attention", "attention_decode", "norm", "linear", "feed_forward", "rotary")
 
 pytestmark = pytest.mark.skipif(not permission.POSSIBLE, reason="this torch does not say where its tensors lie")
 
@@ -122,7 +122,7 @@ def test_attention(variant, dtype, taken):
     assert same(ops.attention, q[:, :1], k, v)  # so few queries that keys are not packed
     assert same(ops.attention, packed[:, :, 0].contiguous(), packed[:, :, 1], packed[:, :, 2], causal=True)
     assert same(ops.attention, random(1, 300, 2, 64, dtype=dtype), *random(2, 1, 300, 2, 64, dtype=dtype))
-    assert all(taken) and len(taken) == 11
+    assert all(taken) and len(taken) == 22
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -161,6 +161,26 @@ def test_norms(variant, dtype, taken):
             assert same(ops.rms_norm, x, weight, 1e-3, more)
     assert same(ops.layer_norm, x) and same(ops.rms_norm, x[0, 0])
     assert all(taken) and len(taken) >= 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotary(variant, dtype, taken):
+    x, (cos, sin) = random(2, 5, 3, 2, 24, dtype=dtype)[:, :, 1], random(2, 7, 12).unbind(0)
+    for places in (None, torch.tensor([0, 6, 2, 2, 1]), torch.arange(10).view(2, 5) % 7):
+        assert same(lambda x, places=places: ops.rotary(x, cos, sin, places), x)
+    assert all(taken) and len(taken) == 9
+
+
+def test_bad_inputs_of_rotary_have_their_errors():
+    x, tables, places = random(2, 5, 3, 16), random(2, 7, 8).unbind(0), torch.arange(5)
+    for value in (*WRONG, x.double(), x[..., :15], x[..., :14], x.movedim(1, 3), x[:, :0], x.to_sparse(), x.long()):
+        assert same(ops.rotary, value, *tables), value
+    changed = (*WRONG, tables[0][:4], tables[0][:, :7], tables[0].double(), tables[0].half(), random(8, 7).T)
+    for value in changed:
+        assert same(lambda x, value=value: ops.rotary(x, value, tables[1]), x), value
+        assert same(lambda x, value=value: ops.rotary(x, tables[0], value), x), value
+    for value in (places - 1, places + 3, places.int(), places[:4], places[None], places.float(), places * 2, 3, "x"):
+        assert same(lambda x, value=value: ops.rotary(x, *tables, value), x), value
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -312,28 +332,33 @@ def test_bad_inputs_of_linear_and_feed_forward_have_their_errors():
         assert same(ops.feed_forward, x, w, b, w, b, activation), activation
 
 
-def test_without_gradients_but_not_with_one(taken):
+def test_some_go_with_gradients_and_some_without_alone(taken):
     q, k, v = attention_inputs()
     x, w, b = random(4, 16), random(16, 16), random(16)
     table = random(8, 4)
-    calls: list[tuple[Callable[..., Any], list[Tensor]]] = [
+    tables = random(5, 8), random(5, 8, seed=1)
+    trained: list[tuple[Callable[..., Any], list[Tensor]]] = [
         (lambda q, k, v, table: ops.attention(q, k, v, bias=RelativeBias(table)), [q, k, v, table]),
-        (lambda q, k, v: ops.attention_decode(q, k, v, integers(3, 4), k=k[:, :1], v=v[:, :1]), [q, k, v]),
-        (lambda q, t: ops.attention_decode(q, k, v, integers(3, 4), bias=RelativeBias(t)), [q, table]),
         (ops.layer_norm, [x, b, b]),
         (lambda x, residual: ops.layer_norm(x, residual=residual), [x, x]),
         (ops.rms_norm, [x, b]),
+        (lambda q: ops.rotary(q, *tables), [q]),
+    ]
+    inferred: list[tuple[Callable[..., Any], list[Tensor]]] = [
+        (lambda *tables: ops.rotary(q, *tables), [*tables]),
+        (lambda q, k, v: ops.attention_decode(q, k, v, integers(3, 4), k=k[:, :1], v=v[:, :1]), [q, k, v]),
+        (lambda q, t: ops.attention_decode(q, k, v, integers(3, 4), bias=RelativeBias(t)), [q, table]),
         (ops.linear, [x, w, b]),
         (lambda x, *more: ops.feed_forward(x, *more[:4], w_gate=more[4]), [x, w, b, w, b, w]),
     ]
-    for function, values in calls:
+    for function, values in (*trained, *inferred):
         function(*values)
         assert taken == [True]
         taken.clear()
         for place in range(len(values)):
             wanting = [value.clone().requires_grad_(at == place) for at, value in enumerate(values)]
             outcome(function, *wanting)
-            assert not any(taken), (function, place)
+            assert any(taken) == ((function, values) in trained), (function, place)
             taken.clear()
 
 
@@ -353,7 +378,8 @@ def test_what_surrounds_a_call_is_heeded(taken):
         return ops.layer_norm(x, w)
 
     norm().sum().backward()
-    assert w.grad is not None
+    assert w.grad is not None and taken == [True]
+    taken.clear()
     with torch.no_grad():
         with undivided.batch_invariant():
             norm()

@@ -47,6 +47,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor, **words: Any) -> Any:
     return ops.attention(q, k, v, bias=RelativeBias(table, 20), causal=True, **words)
 
 
+def attend_to_itself(x: Tensor) -> Any:
+    return ops.attention(*(x.view(1, 4, 1, 16),) * 3)
+
+
 def gradients(values: list[Tensor], loss: Callable[[Any], Tensor], **words: Any) -> tuple[Tensor, ...]:
     with poison():
         return torch.autograd.grad(loss(attend(*values, **words)), values)
@@ -134,7 +138,75 @@ def test_with_gradients_nothing_is_checked_in_python(monkeypatch):
 
 def test_there_are_no_second_derivatives_that_are_wrong():
     x = torch.randn(4, 16).requires_grad_()
-    for function in (ops.layer_norm, ops.rms_norm, lambda x: ops.attention(*(x.view(1, 4, 1, 16),) * 3)):
+    for function in (ops.layer_norm, ops.rms_norm, attend_to_itself):
         (grad,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
         with pytest.raises(NotImplementedError, match="no second derivatives"):
             grad.sum().backward()
+
+
+def norm_gradients(dy: Tensor, dsummed: Tensor | None) -> tuple[Tensor, ...]:
+    x, weight, bias = (torch.randn(shape).requires_grad_() for shape in ((4, 16), (16,), (16,)))
+    outs = ops.layer_norm(x, weight, bias, residual=x.detach())
+    grads = (dy,) if dsummed is None else (dy, dsummed)
+    with poison():
+        return torch.autograd.grad(outs[: len(grads)], (x, weight, bias), grads)
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "expanded", "transposed", "negative"])
+def test_the_gradient_of_a_norms_output_may_have_any_form(kind, second, monkeypatch):
+    dy = {
+        "plain": torch.randn(4, 16),
+        "expanded": torch.randn(16).expand(4, 16),
+        "transposed": torch.randn(16, 4).T,
+        "negative": torch.randn(4, 16, dtype=torch.complex64).conj().imag,
+    }[kind]
+    assert dy.is_neg() == (kind == "negative")
+    grads = (torch.randn(4, 16), dy) if second else (dy, None)
+    torch.manual_seed(1)
+    found = norm_gradients(*grads)
+    monkeypatch.setattr(permission, "POSSIBLE", False)
+    torch.manual_seed(1)
+    assert alike(found, norm_gradients(grads[0].clone(), None if grads[1] is None else grads[1].clone()))
+
+
+def test_the_gradient_of_the_sum_alone():
+    x = torch.randn(4, 16).requires_grad_()
+    _, summed = ops.layer_norm(x, residual=x)
+    (found,) = torch.autograd.grad(summed.sum(), x)
+    assert torch.equal(found, torch.full_like(x, 2.0))
+
+
+@pytest.mark.parametrize("function", [ops.layer_norm, attend_to_itself, ops.rms_norm])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_hooks_are_asked_once_for_each_saved_tensor(function, transposed):
+    asked: list[int] = []
+    x = torch.randn(4, 16).requires_grad_()
+
+    def unpack(value: Tensor) -> Tensor:
+        asked.append(id(value))
+        return value.mT.contiguous().mT if transposed and value.dim() > 1 else value
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value.detach(), unpack):
+        out = function(x)
+    torch.autograd.grad(out, x, torch.randn(out.shape))
+    assert asked and len(set(asked)) == len(asked)
+
+
+def test_rotary_turns_a_negative_gradient_back():
+    x, (cos, sin) = torch.randn(1, 4, 2, 8).requires_grad_(), torch.randn(2, 4, 4).unbind(0)
+    dy = torch.randn(1, 4, 2, 8, dtype=torch.complex64).conj().imag
+    (found,) = torch.autograd.grad(ops.rotary(x, cos, sin), x, dy)
+    (expected,) = torch.autograd.grad(ops.rotary(x, cos, sin, backend="reference"), x, dy)
+    assert dy.is_neg()
+    torch.testing.assert_close(found, expected)
+
+
+def test_rotary_has_second_derivatives():
+    x, (cos, sin) = torch.randn(1, 4, 2, 8).requires_grad_(), torch.randn(2, 4, 4).unbind(0)
+
+    def second(backend: str) -> Tensor:
+        (grad,) = torch.autograd.grad(ops.rotary(x, cos, sin, backend=backend).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.pow(3).sum(), x)[0]
+
+    torch.testing.assert_close(second("cpu"), second("reference"))

@@ -130,13 +130,6 @@ bool read_all(handle q, handle k, handle v, handle key_lengths, handle query_off
   return whole_of(query_offset, -kFar, kFar, call.own_shift, call.shift);
 }
 
-// Whether the kernels take the call as it is.
-bool attention_fits(handle q, handle k, handle v, handle key_lengths, handle query_offset, handle table, handle buckets,
-                    handle causal, handle window, handle scale) {
-  AttentionCall call{};
-  return read_all(q, k, v, key_lengths, query_offset, table, buckets, {causal, window, scale}, call);
-}
-
 bool attention_direct(handle q, handle k, handle v, handle key_lengths, handle query_offset, handle table,
                       handle buckets, handle causal, handle window, handle scale, handle out, handle lse, int threads) {
   AttentionForward job{};
@@ -231,7 +224,6 @@ bool attention_decode_direct(handle q, handle k_cache, handle v_cache, handle ca
 }  // namespace
 
 UNDIVIDED_BINDINGS(attention_direct, module) {
-  module.def("attention_fits", &attention_fits);
   module.def("attention_direct", &attention_direct);
   module.def("attention_backward_direct", &attention_backward_direct);
   module.def("attention_decode_direct", &attention_decode_direct);

@@ -69,6 +69,8 @@ int TensorView::kernel_dtype() const {
 
 bool TensorView::is_int32() const { return dtype.code == kInteger && dtype.bits == 32 && dtype.lanes == 1; }
 
+bool TensorView::is_int64() const { return dtype.code == kInteger && dtype.bits == 64 && dtype.lanes == 1; }
+
 bool TensorView::same_shape(const TensorView& other) const {
   return dims == other.dims && std::memcmp(shape, other.shape, dims * sizeof(int64_t)) == 0;
 }

@@ -28,6 +28,7 @@ struct TensorView {
 
   int kernel_dtype() const;  // a code of dtype.h, or -1
   bool is_int32() const;
+  bool is_int64() const;
   bool same_shape(const TensorView& other) const;
   bool contiguous() const;
   bool expanded() const;  // several indices share a place in memory

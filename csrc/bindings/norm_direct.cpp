@@ -62,13 +62,6 @@ bool read(handle x, handle residual, handle weight, handle bias, handle eps, Ten
   return true;
 }
 
-// Whether the kernel takes the call as it is.
-bool norm_fits(handle x, handle residual, handle weight, handle bias, handle eps) {
-  TensorView view;
-  NormForward call{};
-  return read(x, residual, weight, bias, eps, view, call);
-}
-
 // y is like x; `summed` too, where there is a residual. mean and rstd may be None.
 template <bool kCentered>
 bool norm_direct(handle x, handle residual, handle weight, handle bias, handle y, handle summed, handle mean,
@@ -121,7 +114,6 @@ bool norm_backward_direct(handle dy, handle dsummed, handle x, handle weight, ha
 }  // namespace
 
 UNDIVIDED_BINDINGS(norm_direct, module) {
-  module.def("norm_fits", &norm_fits);
   module.def("layer_norm_direct", &norm_direct<true>);
   module.def("rms_norm_direct", &norm_direct<false>);
   module.def("layer_norm_backward_direct", &norm_backward_direct<true>);

@@ -5,8 +5,7 @@ them; where weights have filled the caches meanwhile, several times as long. So 
 and all that needs a word in Python, are read and checked in C++. Where a check does not hold the answer is None, and
 the op goes its usual way: what a call may be, and what is said of a bad one, stands there alone.
 
-Each function but norm takes arguments of the op of its name; all give what the op returns, or None. With gradients
-`attention_fits` and `norm_fits` make the same checks and no more, and `attention_kept` is for what passed them.
+Functions take arguments of the op of their name and give what it returns, or what their docstrings say, or None.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ from .linear import MOST_ROWS
 increment_version = torch._C._increment_version
 Relative = tuple[Tensor, Tensor] | tuple[None, None]  # the table and the rows of it by distance, of a relative bias
 
-attention_fits = _C.attention_fits  # (q, k, v, key_lengths, query_offset, *relative, *words)
-
 
 def attention(
+    keep: bool,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -36,27 +34,16 @@ def attention(
     query_offset: int | Tensor | None,
     relative: Relative,
     *words: Any,  # causal, window, scale
-) -> Tensor | None:
-    out, threads = torch.empty_like(q, memory_format=torch.contiguous_format), torch.get_num_threads()
-    ran = _C.attention_direct(q, k, v, key_lengths, query_offset, *relative, *words, out, None, threads)
-    return out if ran else None
-
-
-def attention_kept(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_lengths: Tensor | None,
-    query_offset: int | None,
-    relative: Relative,
-    *words: Any,
-) -> tuple[Tensor, Tensor]:
-    """(out, lse) of what `attention_fits` took."""
-    out, threads = torch.empty_like(q, memory_format=torch.contiguous_format), torch.get_num_threads()
-    lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=CPU)
-    if not _C.attention_direct(q, k, v, key_lengths, query_offset, *relative, *words, out, lse, threads):
-        raise RuntimeError("attention: attention_fits took a call that the kernels do not")
-    return out, lse
+) -> tuple[Tensor, Tensor | None] | None:
+    """(out, lse); lse is None unless `keep`, for a backward."""
+    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), None
+    if keep:
+        if q.dim() != 4:
+            return None
+        lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=CPU)
+    threads = torch.get_num_threads()
+    ran = _C.attention_direct(q, k, v, key_lengths, query_offset, *relative, *words, out, lse, threads)
+    return (out, lse) if ran else None
 
 
 def attention_decode(
@@ -77,18 +64,39 @@ def attention_decode(
     return out
 
 
-norm_fits = _C.norm_fits  # (x, residual, weight, bias, eps): whether `norm` would take them
 NORMS = {"layer_norm": _C.layer_norm_direct, "rms_norm": _C.rms_norm_direct}
+NORM_BACKWARDS = {"layer_norm": _C.layer_norm_backward_direct, "rms_norm": _C.rms_norm_backward_direct}
 
 
 def norm(
-    op: str, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor | tuple[Tensor, Tensor] | None:
-    """layer_norm or rms_norm."""
-    y, summed = torch.empty_like(x), None if residual is None else torch.empty_like(x)
-    if not NORMS[op](x, residual, weight, bias, y, summed, None, None, eps, torch.get_num_threads()):
-        return None
-    return y if summed is None else (y, summed)
+    op: str, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, keep: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None] | None:
+    """(y, summed, mean, rstd) of layer_norm or rms_norm; the last two are None unless `keep`, for a backward."""
+    y, summed, mean, rstd = torch.empty_like(x), None if residual is None else torch.empty_like(x), None, None
+    if keep:
+        if not x.dim() or not x.shape[-1]:
+            return None
+        rstd = torch.empty(x.numel() // x.shape[-1], dtype=torch.float32, device=CPU)
+        mean = torch.empty_like(rstd) if op == "layer_norm" else None
+    ran = NORMS[op](x, residual, weight, bias, y, summed, mean, rstd, eps, torch.get_num_threads())
+    return (y, summed, mean, rstd) if ran else None
+
+
+def norm_backward(
+    op: str,
+    dy: Tensor,
+    dsummed: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor,
+    has_bias: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """(dx, dweight, dbias); x is what was normalised."""
+    dx, dweight = torch.empty_like(x), None if weight is None else torch.empty_like(weight)
+    dbias = torch.empty_like(weight) if has_bias and weight is not None else None
+    backward, threads = NORM_BACKWARDS[op], torch.get_num_threads()
+    return (dx, dweight, dbias) if backward(dy, dsummed, x, weight, mean, rstd, dx, dweight, dbias, threads) else None
 
 
 def _few_rows(x: Tensor) -> bool:
@@ -116,3 +124,9 @@ def feed_forward(
     y, code = torch.empty_like(x, memory_format=torch.contiguous_format), ACTIVATIONS[activation]
     threads = torch.get_num_threads()
     return y if _C.feed_forward_direct(x, w_in, b_in, w_out, b_out, code, w_gate, y, threads) else None
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, inverse: bool) -> Tensor | None:
+    """x turned; with `inverse` by the negative angles, which is its gradient."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return y if _C.rotary_direct(x, cos, sin, positions, y, inverse, torch.get_num_threads()) else None

@@ -140,7 +140,7 @@ class RingAttention(torch.autograd.Function):
 
     @staticmethod
     @first_derivatives_only("ring_attention", WHOLE_SEQUENCE)
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+    def backward(ctx: Any, saved: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+        q, k, v, out, lse = saved
         dout = torch.zeros_like(out) if dout is None else dout
         return None, *backward(ctx.call, q, k, v, out, lse, dout, dlse)

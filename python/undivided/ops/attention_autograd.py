@@ -71,8 +71,8 @@ class AttentionFunction(torch.autograd.Function):
 
     @staticmethod
     @first_derivatives_only("attention")
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-        *values, out, lse = ctx.saved_tensors
+    def backward(ctx: Any, saved: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+        *values, out, lse = saved
         if dout is None:
             dout = torch.zeros_like(out)
         needs = tuple(ctx.needs_input_grad[2 + Tensors._fields.index(name)] for name in TRAINABLE[3:])
@@ -122,8 +122,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 @first_derivatives_only("attention")
-def _autograd(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-    *values, out, lse = ctx.saved_tensors
+def _autograd(ctx: Any, saved: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    *values, out, lse = saved
     needs = tuple(ctx.needs_input_grad[1 + Tensors._fields.index(name)] for name in TRAINABLE[3:])
     dout = torch.zeros_like(out) if dout is None else dout
     grads = list(

@@ -15,7 +15,7 @@ from .attention_autograd import run_backward
 from .attention_plain import Numbers, Tensors
 from .checks import last_contiguous
 from .derivatives import first_derivatives_only
-from .direct import DIRECT, any_requires_grad, plain_call, relative_words
+from .direct import DIRECT, any_requires_grad, plain_call, relative_words, without_python
 
 CPU = "undivided.cpu.attention"
 
@@ -46,34 +46,48 @@ class Words(NamedTuple):
         )
 
 
+def _backward_directly(ctx: Any, saved: Any, dout: Tensor) -> tuple[Any, ...] | None:
+    q, k, v, table, key_lengths, out, lse = saved
+    words, wanted = ctx.words, ctx.needs_input_grad[3]
+    relative = words.relative(table)
+    if relative is None or dout.is_neg():
+        return None
+    grads = load(CPU).backward_directly(
+        last_contiguous(dout), q, k, v, out, lse, key_lengths, words.query_offset, *relative, *words[3:], wanted
+    )
+    return None if grads is None else _of_inputs(grads, table)
+
+
+def _of_inputs(grads: Any, table: Tensor | None) -> tuple[Any, ...]:
+    dq, dk, dv, _, dtable, _ = grads
+    return dq, dk, dv, None if dtable is None or table is None else dtable.to(table.dtype), None, None, None
+
+
 class DirectAttention(torch.autograd.Function):
-    """apply(q, k, v, table, key_lengths, words) -> out, of what `attention_fits` took. AttentionFunction, which hands
-    all tensors and words of a call on, takes a small one half as long again."""
+    """apply(q, k, v, table, key_lengths, words, (out, lse)) -> out, of what a direct call gave. AttentionFunction,
+    which hands all tensors and words of a call on, takes a small one half as long again."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Any, key_lengths: Any, words: Words) -> Tensor:
-        relative = words.relative(table)
-        out, lse = load(DIRECT).attention_kept(q, k, v, key_lengths, words.query_offset, relative, *words[3:])
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Any, key_lengths: Any, words: Words, kept: Any
+    ) -> Any:
+        out, lse = kept
         ctx.save_for_backward(q, k, v, table, key_lengths, out, lse)
         ctx.words = words
-        result: Tensor = out
-        return result
+        return out
 
     @staticmethod
-    @first_derivatives_only("attention")
-    def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-        q, k, v, table, key_lengths, out, lse = ctx.saved_tensors
-        words, wanted = ctx.words, ctx.needs_input_grad[3]
-        relative = words.relative(table)
-        grads = relative and load(CPU).backward_directly(
-            last_contiguous(dout), q, k, v, out, lse, key_lengths, words.query_offset, *relative, *words[3:], wanted
-        )
-        if grads is None:  # hooks gave back something else than was saved, or dout is no plain tensor
-            tensors = Tensors(q, k, v, relative_table=table, key_lengths=key_lengths)
-            numbers = words.numbers(q.shape[-1])
-            grads = run_backward(CPU, dout, None, out, lse, tensors, numbers, (False, wanted, False))
-        dq, dk, dv, _, dtable, _ = grads
-        return dq, dk, dv, None if dtable is None else dtable.to(table.dtype), None, None
+    @first_derivatives_only("attention", directly=_backward_directly)
+    def backward(ctx: Any, saved: Any, dout: Tensor) -> tuple[Any, ...]:
+        """Hooks gave back something else than was saved, or dout is no plain tensor."""
+        q, k, v, table, key_lengths, out, lse = saved
+        tensors = Tensors(q, k, v, relative_table=table, key_lengths=key_lengths)
+        numbers = ctx.words.numbers(q.shape[-1])
+        needs = (False, ctx.needs_input_grad[3], False)
+        return _of_inputs(run_backward(CPU, dout, None, out, lse, tensors, numbers, needs), table)
+
+
+apply_plainly = without_python(DirectAttention)
 
 
 def directly(
@@ -97,13 +111,13 @@ def directly(
     relative = relative_words(bias)
     if relative is None:
         return None
-    direct, words = load(DIRECT), (causal, window, scale)
-    table = None if bias is None else bias.table
-    if not (torch.is_grad_enabled() and any_requires_grad(q, k, v, table)):
-        found: Tensor | None = direct.attention(q, k, v, key_lengths, query_offset, relative, *words)
-        return found
-    if not direct.attention_fits(q, k, v, key_lengths, query_offset, *relative, *words):
+    words, table = (causal, window, scale), None if bias is None else bias.table
+    wanted = torch.is_grad_enabled() and any_requires_grad(q, k, v, table)
+    kept = load(DIRECT).attention(wanted, q, k, v, key_lengths, query_offset, relative, *words)
+    if kept is None:
         return None
-    far, both = (128, True) if bias is None else (bias.max_distance, bias.bidirectional)
-    out: Tensor = DirectAttention.apply(q, k, v, table, key_lengths, Words(query_offset, far, both, *words))
+    out: Tensor = kept[0]
+    if wanted:
+        far, both = (128, True) if bias is None else (bias.max_distance, bias.bidirectional)
+        out = apply_plainly(q, k, v, table, key_lengths, Words(query_offset, far, both, *words), kept)
     return out

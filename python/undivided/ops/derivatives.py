@@ -31,19 +31,26 @@ class FinalGradient(torch.autograd.Function):
         raise NotImplementedError(ctx.text)
 
 
-def first_derivatives_only(op: str, cure: str = CURE) -> Callable[..., Any]:
-    """Decorates the backward of an autograd.Function: a derivative of its gradients raises, and names the cure."""
+def first_derivatives_only(op: str, cure: str = CURE, directly: Any = None) -> Callable[..., Any]:
+    """Makes an autograd.Function's backward of backward(ctx, saved tensors, *douts), of whose gradients a derivative
+    raises and names the cure. `directly`, with the same arguments, is asked first where no derivative is wanted, and
+    gives None where it must be the other."""
     text = f"{op}: the kernels have no second derivatives; {cure}"
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         def run(ctx: Any, *douts: Tensor | None) -> Any:
+            saved = ctx.saved_tensors  # once: hooks may have to compute them, and torch's checkpoints do it once
+            if directly is not None and not torch.is_grad_enabled():
+                grads = directly(ctx, saved, *douts)
+                if grads is not None:
+                    return grads
             refuse_batched(op, *douts, cure=cure)
             douts = tuple(None if dout is None else dout.resolve_neg() for dout in douts)
             if not torch.is_grad_enabled():  # it is on when the caller asked for create_graph
-                return backward(ctx, *douts)
+                return backward(ctx, saved, *douts)
             with torch.no_grad():
-                grads = backward(ctx, *douts)
-            sources = [t for t in (*douts, *ctx.saved_tensors) if t is not None and t.requires_grad]
+                grads = backward(ctx, saved, *douts)
+            sources = [t for t in (*douts, *saved) if t is not None and t.requires_grad]
             return tuple(FinalGradient.apply(text, g, *sources) if isinstance(g, Tensor) else g for g in grads)
 
         return run

@@ -138,10 +138,10 @@ class FeedForwardFunction(torch.autograd.Function):
 
     @staticmethod
     @first_derivatives_only("feed_forward")
-    def backward(ctx: Any, dout: Tensor) -> Any:
+    def backward(ctx: Any, saved: Any, dout: Tensor) -> Any:
         module, activation = ctx.names
         needs = ctx.needs_input_grad[2:]
-        return None, None, *_launch_backward(module, activation, dout, ctx.saved_tensors, needs)
+        return None, None, *_launch_backward(module, activation, dout, saved, needs)
 
 
 def _forward(module: str, activation: str, save: bool, x: Tensor, *rest: Any) -> Any:
@@ -178,9 +178,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 @first_derivatives_only("feed_forward")
-def _autograd(ctx: Any, dout: Tensor, *_: Any) -> Any:
+def _autograd(ctx: Any, saved: Any, dout: Tensor, *_: Any) -> Any:
     needs = list(ctx.needs_input_grad[3:])
-    grads = torch.ops.undivided.feed_forward_backward(*ctx.names, dout, *ctx.saved_tensors, needs)
+    grads = torch.ops.undivided.feed_forward_backward(*ctx.names, dout, *saved, needs)
     return None, None, None, *(grad if needed else None for grad, needed in zip(grads, needs, strict=True))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..dispatch import load
 from .derivatives import first_derivatives_only, given_back, refuse_transforms
-from .direct import DIRECT, any_requires_grad, plain_call
+from .direct import DIRECT, any_requires_grad, plain_call, without_python
 from .norm_checks import kernel_weight, wants_grad
 from .registration import by_registered_op, register, register_gradient
 
@@ -55,24 +55,35 @@ def launch_backward(
     return dx, dweight, None
 
 
+def _backward_directly(ctx: Any, saved: Any, dy: Tensor | None, dsummed: Tensor | None) -> Any:
+    op, module = ctx.names
+    if module != CPU[op] or dy is None or dy.is_neg() or (dsummed is not None and dsummed.is_neg()):
+        return None
+    grads = load(DIRECT).norm_backward(op, dy, dsummed, *saved, ctx.has_bias)
+    return None if grads is None else (*grads, grads[0] if ctx.has_residual else None, None, None)
+
+
 class NormFunction(torch.autograd.Function):
-    """apply(op, module, x, weight, bias, residual, eps) -> (y, summed or None)."""
+    """apply(x, weight, bias, residual, (op, module), what `launch` gave for them) -> (y, summed or None)."""
 
     @staticmethod
-    def forward(ctx: Any, op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any, eps: float) -> Any:
-        y, summed, mean, rstd = launch(op, module, x, weight, bias, residual, eps)
+    def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, residual: Any, names: Any, launched: Any) -> Any:
+        y, summed, mean, rstd = launched
         ctx.save_for_backward(x if summed is None else summed, weight, mean, rstd)
-        ctx.names, ctx.has_bias, ctx.has_residual = (op, module), bias is not None, residual is not None
+        ctx.names, ctx.has_bias, ctx.has_residual = names, bias is not None, residual is not None
         ctx.set_materialize_grads(False)
         return y, summed
 
     @staticmethod
-    @first_derivatives_only("layer_norm or rms_norm")
-    def backward(ctx: Any, dy: Tensor | None, dsummed: Tensor | None) -> Any:
-        x, weight, mean, rstd = ctx.saved_tensors
+    @first_derivatives_only("layer_norm or rms_norm", directly=_backward_directly)
+    def backward(ctx: Any, saved: Any, dy: Tensor | None, dsummed: Tensor | None) -> Any:
+        x, weight, mean, rstd = saved
         op, module = ctx.names
         grads = launch_backward(op, module, dy, dsummed, x, weight, mean, rstd, ctx.has_bias)
-        return None, None, *grads, grads[0] if ctx.has_residual else None, None
+        return *grads, grads[0] if ctx.has_residual else None, None, None
+
+
+apply_plainly = without_python(NormFunction)
 
 
 def _absent(x: Tensor) -> Tensor:
@@ -115,11 +126,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 @first_derivatives_only("layer_norm or rms_norm")
-def _autograd(ctx: Any, dy: Tensor | None, dsummed: Tensor | None, *_: Any) -> Any:
-    x = ctx.saved_tensors[0]
+def _autograd(ctx: Any, saved: Any, dy: Tensor | None, dsummed: Tensor | None, *_: Any) -> Any:
+    x = saved[0]
     dy = torch.zeros_like(x) if dy is None else dy
     dsummed = dsummed if ctx.has_residual else None
-    dx, dweight, dbias = torch.ops.undivided.norm_backward(*ctx.names, dy, dsummed, *ctx.saved_tensors, ctx.has_bias)
+    dx, dweight, dbias = torch.ops.undivided.norm_backward(*ctx.names, dy, dsummed, *saved, ctx.has_bias)
     dweight, dbias = dweight if ctx.has_weight else None, dbias if ctx.has_bias else None
     return None, None, dx, dweight, dbias, dx if ctx.has_residual else None, None
 
@@ -146,9 +157,11 @@ def apply(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any
     if by_registered_op(x, weight, bias, residual):
         return torch.ops.undivided.norm_forward(op, module, x, weight, bias, residual, eps)[:2]
     refuse_transforms(op, x, weight, bias, residual)
+    with torch.no_grad():
+        launched = launch(op, module, x, weight, bias, residual, eps)
     if wants_grad(x, weight, bias, residual):
-        return NormFunction.apply(op, module, x, weight, bias, residual, eps)
-    return launch(op, module, x, weight, bias, residual, eps)[:2]
+        return NormFunction.apply(x, weight, bias, residual, (op, module), launched)
+    return launched[:2]
 
 
 def directly(
@@ -157,11 +170,11 @@ def directly(
     """What the op gives, past its checks and the choice of a backend; None where it must go its usual way."""
     if not plain_call(backend, x):
         return None
-    direct = load(DIRECT)
-    if not (torch.is_grad_enabled() and any_requires_grad(x, residual, weight, bias)):
-        found: Tensor | tuple[Tensor, Tensor] | None = direct.norm(op, x, residual, weight, bias, eps)
-        return found
-    if not direct.norm_fits(x, residual, weight, bias, eps):
+    wanted = torch.is_grad_enabled() and any_requires_grad(x, residual, weight, bias)
+    launched = load(DIRECT).norm(op, x, residual, weight, bias, eps, wanted)
+    if launched is None:
         return None
-    y, summed = NormFunction.apply(op, CPU[op], x, weight, bias, residual, eps)
-    return y if residual is None else (y, summed)
+    y, summed = launched[:2]
+    if wanted:
+        y, summed = apply_plainly(x, weight, bias, residual, (op, CPU[op]), launched)
+    return y if summed is None else (y, summed)

@@ -31,6 +31,9 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None,
         BackendRefused: the backend asked for cannot run the call.
         NotImplementedError: a forward-mode derivative or a torch.func transform of a kernel; the reference has both.
     """
+    found = rotary_autograd.directly(backend, x, cos, sin, positions)
+    if found is not None:
+        return found
     is_float("x", x)
     if x.dim() != 4 or x.shape[-1] % 2 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, seqlen, nheads, head_dim) with head_dim even")

@@ -13,7 +13,10 @@ from torch import Tensor
 from ..dispatch import load
 from .checks import last_contiguous
 from .derivatives import refuse_batched, refuse_transforms
+from .direct import DIRECT, any_requires_grad, plain_call, without_python
 from .registration import by_registered_op, register, register_gradient
+
+CPU = "undivided.cpu.rotary"
 
 
 def launch(module: str, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, inverse: bool) -> Tensor:
@@ -23,19 +26,25 @@ def launch(module: str, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor |
 
 
 class RotaryFunction(torch.autograd.Function):
-    """apply(module, x, cos, sin, positions, inverse) -> y."""
+    """apply(x, cos, sin, positions, (module, inverse), y) -> y, which is what `launch` gave."""
 
     @staticmethod
-    def forward(ctx: Any, module: str, x: Tensor, cos: Tensor, sin: Tensor, positions: Any, inverse: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, positions: Any, names: Any, y: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin, positions)
-        ctx.module, ctx.inverse = module, inverse
-        return launch(module, x, cos, sin, positions, inverse)
+        ctx.names = names
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         refuse_batched("rotary", dy)
         cos, sin, positions = ctx.saved_tensors
-        return None, apply(ctx.module, dy, cos, sin, positions, not ctx.inverse), None, None, None, None
+        module, inverse = ctx.names
+        dx = directly("cpu", dy, cos, sin, positions, not inverse) if module == CPU else None
+        dx = apply(module, dy, cos, sin, positions, not inverse) if dx is None else dx
+        return dx, None, None, None, None, None
+
+
+apply_plainly = without_python(RotaryFunction)
 
 
 def _fake(module: str, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, inverse: bool) -> Tensor:
@@ -64,6 +73,18 @@ def apply(module: str, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | 
     if by_registered_op(x, cos, sin, positions):
         return torch.ops.undivided.rotary(module, x, cos, sin, positions, inverse)
     refuse_transforms("rotary", x, cos, sin)
+    with torch.no_grad():
+        y = launch(module, x, cos, sin, positions, inverse)
     if torch.is_grad_enabled() and x.requires_grad:
-        return RotaryFunction.apply(module, x, cos, sin, positions, inverse)
-    return launch(module, x, cos, sin, positions, inverse)
+        return RotaryFunction.apply(x, cos, sin, positions, (module, inverse), y)
+    return y
+
+
+def directly(backend: str, x: Any, cos: Any, sin: Any, positions: Any, inverse: bool = False) -> Tensor | None:
+    """What the op gives, past its checks and the choice of a backend; None where it must go its usual way."""
+    if not plain_call(backend, x) or (torch.is_grad_enabled() and any_requires_grad(cos, sin)):
+        return None
+    y: Tensor | None = load(DIRECT).rotary(x, cos, sin, positions, inverse)
+    if y is not None and torch.is_grad_enabled() and x.requires_grad:
+        y = apply_plainly(x, cos, sin, positions, (CPU, inverse), y)
+    return y
