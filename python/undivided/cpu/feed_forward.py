@@ -28,7 +28,10 @@ def feed_forward_forward(
     *,
     save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(out, h, g): out (rows, d_model); h = x w_in^T + b_in and g = x w_gate^T, (rows, d_ff), None unless `save`."""
+    """(out, h, g): out (rows, d_model); h = x w_in^T + b_in and g = x w_gate^T, (rows, d_ff), None unless `save`.
+
+    Of relu without a gate h is the activation, which has the same sign where a gradient passes.
+    """
     if by_widening(x, w_in, x.dtype):
         return _widened_forward(x, (w_in, b_in, w_out, b_out), activation, w_gate, save)
     # In 16 bits the library adds the bias before it rounds; in float32 our pass is cheaper than the library's copy.
@@ -36,13 +39,14 @@ def feed_forward_forward(
     separate = bias is not None and bias.dtype == torch.float32
     h = product(x, w_in, None if separate else bias)
     g = None if w_gate is None else product(x, w_gate)
-    a = torch.empty_like(h) if save else h
+    keeps_h = save and not _is_own_derivative(activation, g)
+    a = torch.empty_like(h) if keeps_h else h
     rows, columns = h.shape
     _C.feed_forward_forward(
         address(h),
         address(bias) if separate else 0,
         address(g),
-        address(h) if save else 0,
+        address(h) if keeps_h else 0,
         a.data_ptr(),
         rows,
         columns,
@@ -67,7 +71,7 @@ def feed_forward_backward(
 ) -> tuple[Tensor | None, ...]:
     """(dx, dw_in, db_in, dw_out, db_out, dw_gate), None where `needs`, in the same order, is False.
 
-    The activation is made again from h, so that it was not kept; bias gradients are summed in float32 in an order that
+    The activation is made again from h where it was not kept; bias gradients are summed in float32 in an order that
     depends on the shape alone.
     """
     if by_widening(x, w_in, x.dtype):
@@ -76,7 +80,8 @@ def feed_forward_backward(
     dx = dw_in = db_in = dw_out = dw_gate = None
     if any((needs_x, needs_in, needs_bias, needs_gate)) or needs_out:
         dh = product(dout, w_out.T)
-        a = torch.empty_like(dh) if needs_out else None
+        kept = _is_own_derivative(activation, g)
+        a = None if not needs_out else h if kept else torch.empty_like(dh)
         dg = None if g is None else torch.empty_like(dh)
         db_in = dh.new_empty(dh.shape[1]) if needs_bias else None
         _C.feed_forward_backward(
@@ -85,7 +90,7 @@ def feed_forward_backward(
             address(g),
             dh.data_ptr(),
             address(dg),
-            address(a),
+            0 if kept else address(a),
             address(db_in),
             *dh.shape,
             DTYPES[dh.dtype],
@@ -101,6 +106,11 @@ def feed_forward_backward(
                 dx.addmm_(dg, w_gate)
     db_out = dout.sum(0, dtype=torch.float32).to(dout.dtype) if needs_b_out else None
     return dx, dw_in, db_in, dw_out, db_out, dw_gate
+
+
+def _is_own_derivative(activation: str, g: Tensor | None) -> bool:
+    """Whether the derivative can be told from the activation."""
+    return activation == "relu" and g is None
 
 
 def _parts(rows: int, columns: int) -> Iterator[slice]:
