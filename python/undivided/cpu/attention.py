@@ -80,11 +80,8 @@ def _few_words(
         span = max(max_distance, relative_table.shape[0])
         buckets = buckets_by_distance(span, relative_table.shape[0], max_distance, bidirectional)
         table = relative_table.detach().float()
-    threads = torch.get_num_threads()
-    ran: bool = _C.attention_direct(
-        q, k, v, key_lengths, query_offset, table, buckets, False, window, scale, out, lse, threads
-    )
-    return ran
+    options = key_lengths, query_offset, None, table, buckets, False, window, scale, None
+    return _C.attention_direct(q, k, v, *options, out, lse, torch.get_num_threads()) is not None
 
 
 def attention_backward(
@@ -147,25 +144,31 @@ def attention_backward(
 
 
 def backward_directly(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_lengths: Tensor | None,
-    query_offset: int | Tensor | None, table: Tensor | None, buckets: Tensor | None, causal: bool, window: Any,
-    scale: float | None, need_table: bool,
-) -> Gradients | None:  # fmt: skip
-    """What `attention_backward` gives; None where it must go the long way. The table and its gradient are float32;
-    buckets are its rows by distance."""
-    batch, seqlen_q, nheads, head_dim = q.shape
-    seqlen_k, nheads_kv = k.shape[1:3]
-    sizes = dict(batch=batch, nheads=nheads, nheads_kv=nheads_kv, head_dim=head_dim)
-    buffers = Buffers(sizes | dict(seqlen_q=seqlen_q, seqlen_k=seqlen_k), lse, None)
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    options: tuple[Any, ...],
+    lengths: tuple[int, int],
+    need_table: bool,
+) -> Gradients | None:
+    """What `attention_backward` gives; None where it must go the long way. options and lengths: those of
+    `direct.attention`. The gradient of the table is float32."""
+    key_lengths, _, packed, table, buckets, *_ = options
+    batch = q.shape[0] if packed is None else packed[0].shape[0] - 1
+    sizes = dict(batch=batch, nheads=q.shape[-2], nheads_kv=k.shape[-2], head_dim=q.shape[-1])
+    buffers = Buffers(sizes | dict(seqlen_q=lengths[0], seqlen_k=lengths[1]), lse, None)
     if need_table and table is not None and buckets is not None:
         buffers.add_table(table, buckets)
     own = buffers.tensors
-    make = torch.empty_like if key_lengths is None else torch.zeros_like  # rows in the padding are nobody's
+    # Rows in the padding are nobody's, as may be those of a packed batch.
+    make = torch.empty_like if key_lengths is None and packed is None else torch.zeros_like
     dq, dk, dv = (make(t, memory_format=torch.contiguous_format) for t in (q, k, v))
     ran = _C.attention_backward_direct(
-        dout, q, k, v, out, lse, key_lengths, query_offset, table, buckets, causal, window, scale, dq, dk, dv,
-        own["lse2"], own["delta"], own.get("dq_parts"), own.get("dtable"), own.get("distance_sums"), buffers.chunks,
-        torch.get_num_threads(),
+        dout, q, k, v, out, lse, *options, dq, dk, dv, own["lse2"], own["delta"], own.get("dq_parts"),
+        own.get("dtable"), own.get("distance_sums"), buffers.chunks, torch.get_num_threads(),
     )  # fmt: skip
     return (dq, dk, dv, None, own.get("dtable"), None) if ran else None
 

@@ -61,6 +61,11 @@ def buckets_by_distance(span: int, num_buckets: int, max_distance: int, bidirect
     return relative_buckets(distances, num_buckets, max_distance, bidirectional).to(torch.int32)
 
 
+def dropout_words(dropout_p: float, seed: int) -> tuple[int, int, float]:
+    """(state, threshold, keep_scale)."""
+    return seed_state(seed), min(round(dropout_p * 2**32), LOW), 1.0 / (1.0 - dropout_p)
+
+
 def describe(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False, window: Any = (None, None),
     query_offset: Any = None, key_lengths: Tensor | None = None, query_lengths: Tensor | None = None,
@@ -141,12 +146,8 @@ def describe(
     if sinks is not None:
         words["sinks"] = hold(sinks.detach().float().contiguous())
     if dropout_p:
-        words.update(
-            dropout=True,
-            state=seed_state(seed),
-            threshold=min(round(dropout_p * 2**32), LOW),
-            keep_scale=1.0 / (1.0 - dropout_p),
-        )
+        names = ("state", "threshold", "keep_scale")
+        words.update(zip(names, dropout_words(dropout_p, seed), strict=True), dropout=True)
     return Call(
         words=words,
         keep=tuple(keep),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import _C
 from . import CPU
+from .attention_call import dropout_words as dropout_words
 from .feed_forward import ACTIVATIONS
 from .linear import MOST_ROWS
 
@@ -26,24 +27,17 @@ Relative = tuple[Tensor, Tensor] | tuple[None, None]  # the table and the rows o
 
 
 def attention(
-    keep: bool,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_lengths: Tensor | None,
-    query_offset: int | Tensor | None,
-    relative: Relative,
-    *words: Any,  # causal, window, scale
-) -> tuple[Tensor, Tensor | None] | None:
-    """(out, lse); lse is None unless `keep`, for a backward."""
+    q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...], keep: bool
+) -> tuple[Tensor, Tensor | None, tuple[int, int]] | None:
+    """(out, lse, the lengths of queries and keys, in a packed batch the longest); lse is None unless `keep`, for a
+    backward. options: key_lengths, query_offset, packed, table, buckets, causal, window, scale, dropout, of which
+    packed is (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k) or None, and dropout `dropout_words` or None."""
     out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), None
     if keep:
-        if q.dim() != 4:
-            return None
-        lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=CPU)
-    threads = torch.get_num_threads()
-    ran = _C.attention_direct(q, k, v, key_lengths, query_offset, *relative, *words, out, lse, threads)
-    return (out, lse) if ran else None
+        *batch, rows, heads, _ = q.shape if q.dim() > 2 else (0, 0, 0)
+        lse = torch.empty(*batch, heads, rows, dtype=torch.float32, device=CPU)
+    lengths = _C.attention_direct(q, k, v, *options, out, lse, torch.get_num_threads())
+    return None if lengths is None else (out, lse, lengths)
 
 
 def attention_decode(

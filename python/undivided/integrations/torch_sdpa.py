@@ -237,7 +237,7 @@ def _directly(
         return None
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     offset = 0 if is_causal and not bottom_right else None
-    out = directly(_backend or "auto", q, k, v, None, offset, None, is_causal, None, scale)
+    out, _ = directly(_backend or "auto", q, k, v, query_offset=offset, causal=is_causal, scale=scale)
     return None if out is None else out.transpose(1, 2)
 
 

@@ -90,9 +90,11 @@ def attention(
         NotImplementedError: a second or forward-mode derivative, or a torch.func transform, of a kernel; the reference
             has them all.
     """
-    few_words = mask is query_lengths is softcap is sinks is seed is rotary is None and return_lse is False
-    if few_words and type(dropout_p) is float and dropout_p == 0.0:
-        found = directly(backend, q, k, v, key_lengths, query_offset, bias, causal, window, scale)
+    if mask is query_lengths is softcap is sinks is rotary is None and return_lse is False:
+        found, seed = directly(
+            backend, q, k, v, key_lengths=key_lengths, query_offset=query_offset, bias=bias, causal=causal,
+            window=window, scale=scale, dropout_p=dropout_p, seed=seed,
+        )  # fmt: skip
         if found is not None:
             return found
     q, k, v = autocast_to(q, k, v)  # type: ignore[assignment]
@@ -168,6 +170,14 @@ def attention_packed(
 
     Raises: as `attention`.
     """
+    if softcap is sinks is None and return_lse is False:
+        offsets, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
+        found, seed = directly(
+            backend, q, k, v, offsets=offsets, longest=longest, bias=bias, causal=causal, window=window, scale=scale,
+            dropout_p=dropout_p, seed=seed,
+        )  # fmt: skip
+        if found is not None:
+            return found
     q, k, v = autocast_to(q, k, v)  # type: ignore[assignment]
     checks.check_qkv(q, k, v, dims=3)
     cu_seqlens_q = checks.check_offsets("cu_seqlens_q", cu_seqlens_q, q.shape[0], q)
