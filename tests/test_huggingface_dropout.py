@@ -37,7 +37,7 @@ def test_neighbours_are_dropped_independently():
 
 def test_the_gradient_is_dropped_alike():
     torch.manual_seed(0)
-    x = torch.randn(33, 7, requires_grad=True)
+    x = torch.randn(331, 71, requires_grad=True)
     y = dropout(x, 0.3, True)
     y.backward(torch.ones_like(y))
     torch.testing.assert_close(x.grad, torch.where(y == 0, 0.0, 1 / (1 - round(0.3 * 2**16) / 2**16)))
@@ -45,11 +45,19 @@ def test_the_gradient_is_dropped_alike():
 
 
 def test_the_seed_decides():
-    x, found = torch.ones(1000), []
+    x, found = torch.ones(20_000), []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         found.append(dropout(x, 0.2, True))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_few_elements_are_left_to_torch():
+    x, found = torch.ones(100, 100), []
+    for function in (dropout, torch.nn.functional.dropout):
+        torch.manual_seed(0)
+        found.append(function(x, 0.3, True))
+    assert torch.equal(*found)
 
 
 def test_what_drops_nothing_or_all():

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..ops.checks import readable
 
 LEVELS = 2**16  # probabilities are multiples of 1 / LEVELS
+FEW = 2**14  # elements: up to so many one op of torch is quicker than the six here
 
 
 class Dropout:
@@ -32,7 +33,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     Numbers come from torch's default generator: a seed decides what is dropped, but not the same as in torch.
     """
     drops = round(p * LEVELS)
-    if not training or not 0 < drops < LEVELS or not readable(x):  # on a GPU torch's own is quick
+    # On a GPU, too, torch's own is quick.
+    if not training or not 0 < drops < LEVELS or x.numel() <= FEW or not readable(x):
         return F.dropout(x, p, training)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None)
     levels = words.view(torch.int16)[: x.numel()].view(x.shape)
