@@ -232,3 +232,14 @@ def test_a_packed_batch_with_dropout_may_come_back_from_hooks_in_another_form(ch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(permission, "POSSIBLE", False)
         assert alike(found, torch.autograd.grad(attend().square().sum(), values))
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_what_is_not_kept_may_be_changed_in_place(possible, monkeypatch):
+    monkeypatch.setattr(permission, "POSSIBLE", possible and permission.POSSIBLE)
+    x, tables = torch.randn(1, 4, 2, 8).requires_grad_(), torch.randn(2, 4, 4).unbind(0)
+    for function in (lambda x: ops.rotary(x, *tables), ops.layer_norm, lambda x: ops.rms_norm(x, residual=x)[0]):
+        weight = torch.randn(x.shape)
+        (expected,) = torch.autograd.grad((function(x) * 2 * weight).sum(), x)
+        (found,) = torch.autograd.grad((function(x).mul_(2) * weight).sum(), x)
+        torch.testing.assert_close(found, expected)

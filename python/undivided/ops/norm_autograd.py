@@ -157,11 +157,11 @@ def apply(op: str, module: str, x: Tensor, weight: Any, bias: Any, residual: Any
     if by_registered_op(x, weight, bias, residual):
         return torch.ops.undivided.norm_forward(op, module, x, weight, bias, residual, eps)[:2]
     refuse_transforms(op, x, weight, bias, residual)
+    if not wants_grad(x, weight, bias, residual):
+        return launch(op, module, x, weight, bias, residual, eps)[:2]
     with torch.no_grad():
         launched = launch(op, module, x, weight, bias, residual, eps)
-    if wants_grad(x, weight, bias, residual):
-        return NormFunction.apply(x, weight, bias, residual, (op, module), launched)
-    return launched[:2]
+    return NormFunction.apply(x, weight, bias, residual, (op, module), launched)
 
 
 def directly(

@@ -26,13 +26,16 @@ def launch(module: str, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor |
 
 
 class RotaryFunction(torch.autograd.Function):
-    """apply(x, cos, sin, positions, (module, inverse), y) -> y, which is what `launch` gave."""
+    """apply(x, cos, sin, positions, (module, inverse), (y,)) -> y, which is what `launch` gave: in a tuple, since a
+    tensor that a Function gets and gives could not be changed in place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, positions: Any, names: Any, y: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, positions: Any, names: Any, launched: tuple[Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(cos, sin, positions)
         ctx.names = names
-        return y
+        return launched[0]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -73,11 +76,11 @@ def apply(module: str, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | 
     if by_registered_op(x, cos, sin, positions):
         return torch.ops.undivided.rotary(module, x, cos, sin, positions, inverse)
     refuse_transforms("rotary", x, cos, sin)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return launch(module, x, cos, sin, positions, inverse)
     with torch.no_grad():
         y = launch(module, x, cos, sin, positions, inverse)
-    if torch.is_grad_enabled() and x.requires_grad:
-        return RotaryFunction.apply(x, cos, sin, positions, (module, inverse), y)
-    return y
+    return RotaryFunction.apply(x, cos, sin, positions, (module, inverse), (y,))
 
 
 def directly(backend: str, x: Any, cos: Any, sin: Any, positions: Any, inverse: bool = False) -> Tensor | None:
@@ -86,5 +89,5 @@ def directly(backend: str, x: Any, cos: Any, sin: Any, positions: Any, inverse: 
         return None
     y: Tensor | None = load(DIRECT).rotary(x, cos, sin, positions, inverse)
     if y is not None and torch.is_grad_enabled() and x.requires_grad:
-        y = apply_plainly(x, cos, sin, positions, (CPU, inverse), y)
+        y = apply_plainly(x, cos, sin, positions, (CPU, inverse), (y,))
     return y
