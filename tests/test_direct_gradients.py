@@ -179,18 +179,19 @@ def test_the_gradient_of_the_sum_alone():
 
 @pytest.mark.parametrize("function", [ops.layer_norm, attend_to_itself, ops.rms_norm])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_hooks_are_asked_once_for_each_saved_tensor(function, transposed):
-    asked: list[int] = []
+@pytest.mark.parametrize("again", [False, True])  # whether a derivative of the gradients is wanted
+def test_hooks_are_asked_once_for_each_saved_tensor(function, transposed, again):
+    asked: list[Any] = []
     x = torch.randn(4, 16).requires_grad_()
 
     def unpack(value: Tensor) -> Tensor:
-        asked.append(id(value))
+        asked.append(value)
         return value.mT.contiguous().mT if transposed and value.dim() > 1 else value
 
     with torch.autograd.graph.saved_tensors_hooks(lambda value: value.detach(), unpack):
         out = function(x)
-    torch.autograd.grad(out, x, torch.randn(out.shape))
-    assert asked and len(set(asked)) == len(asked)
+    torch.autograd.grad(out, x, torch.randn(out.shape), create_graph=again)
+    assert asked and len({id(value) for value in asked}) == len(asked)
 
 
 def test_rotary_turns_a_negative_gradient_back():
