@@ -1,9 +1,9 @@
 """Calls that go to a kernel as they are, past the checks and the choice of a backend.
 
 In a step of decoding the kernels of a small model take some 10 microseconds each, and Python as long before each of
-them; where weights have filled the caches meanwhile, several times as long. So the plainest calls, without gradients
-and all that needs a word in Python, are read and checked in C++. Where a check does not hold the answer is None, and
-the op goes its usual way: what a call may be, and what is said of a bad one, stands there alone.
+them; where weights have filled the caches meanwhile, several times as long. So the plainest calls, those of which
+nothing needs a word in Python, are read and checked in C++. Where a check does not hold the answer is None, and the op
+goes its usual way: what a call may be, and what is said of a bad one, stands there alone.
 
 Functions take arguments of the op of their name and give what it returns, or what their docstrings say, or None.
 """
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .. import _C
 from . import CPU
-from .attention_call import dropout_words as dropout_words
 from .feed_forward import ACTIVATIONS
 from .linear import MOST_ROWS
 
@@ -31,7 +30,8 @@ def attention(
 ) -> tuple[Tensor, Tensor | None, tuple[int, int]] | None:
     """(out, lse, the lengths of queries and keys, in a packed batch the longest); lse is None unless `keep`, for a
     backward. options: key_lengths, query_offset, packed, table, buckets, causal, window, scale, dropout, of which
-    packed is (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k) or None, and dropout `dropout_words` or None."""
+    packed is (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k) or None, and dropout
+    `attention_call.dropout_words` or None."""
     out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), None
     if keep:
         *batch, rows, heads, _ = q.shape if q.dim() > 2 else (0, 0, 0)

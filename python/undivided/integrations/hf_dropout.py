@@ -30,7 +30,8 @@ class Dropout:
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """x with elements set to 0 with probability p and the others divided by 1 - p, as torch's `dropout` has it.
 
-    Numbers come from torch's default generator: a seed decides what is dropped, but not the same as in torch.
+    Numbers come from torch's default generator: a seed decides what is dropped, but of more than FEW elements not
+    the same as in torch.
     """
     drops = round(p * LEVELS)
     # On a GPU, too, torch's own is quick.

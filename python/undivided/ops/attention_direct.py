@@ -18,6 +18,7 @@ from .derivatives import first_derivatives_only
 from .direct import DIRECT, any_requires_grad, plain_call, relative_words, without_python
 
 CPU = "undivided.cpu.attention"
+CALL = "undivided.cpu.attention_call"
 Longest = tuple[Any, Any]  # max_seqlen_q and max_seqlen_k
 Offsets = tuple[Any, Any]  # cu_seqlens_q and cu_seqlens_k
 
@@ -41,7 +42,7 @@ class Words(NamedTuple):
         if relative is None:
             return None
         packed = None if self.longest is None or offsets is None else (*offsets, *self.longest)
-        dropout = None if self.dropout is None else load(DIRECT).dropout_words(*self.dropout)
+        dropout = None if self.dropout is None else load(CALL).dropout_words(*self.dropout)
         return key_lengths, self.query_offset, packed, *relative, self.causal, self.window, self.scale, dropout
 
     def numbers(self, head_dim: int) -> Numbers:
