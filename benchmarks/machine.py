@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -16,15 +18,42 @@ HERE = Path(__file__).resolve().parent
 
 
 def device_name(kind: str) -> str:
-    """The name of the GPU or of the processor."""
+    """The name of the GPU or of the processor, the latter with its generation: a virtual machine may hide the rest."""
     if kind == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    found = processor_name(info.read_text()) if info.exists() else None
+    return found or platform.processor() or platform.machine()
+
+
+def processor_name(info: str) -> str | None:
+    """The name of the first processor of a /proc/cpuinfo of x86; None where it has no name.
+
+    >>> processor_name("vendor_id : AuthenticAMD\\ncpu family : 26\\nmodel : 2\\nmodel name : AMD EPYC")
+    'AMD EPYC (Zen 5)'
+    """
+    first = info.strip().split("\n\n", 1)[0]
+    words = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in first.splitlines() if ":" in line)
+    name, family, model = words.get("model name"), words.get("cpu family", ""), words.get("model", "")
+    if not name or not family.isdigit() or not model.isdigit():
+        return name or None
+    numbers = f"family {family} model {model}"
+    of_vendor = GENERATIONS.get((words.get("vendor_id", ""), int(family)), {})
+    return f"{name} ({next((found for models, found in of_vendor.items() if int(model) in models), numbers)})"
+
+
+# What families and models that have AVX-512 are called (AMD's and Intel's tables of CPUID signatures).
+GENERATIONS: dict[tuple[str, int], dict[Collection[int], str]] = {
+    ("AuthenticAMD", 25): {(*range(0x10, 0x20), *range(0x60, 0x80), *range(0xA0, 0xB0)): "Zen 4"},
+    ("AuthenticAMD", 26): {tuple(range(0x50)): "Zen 5"},
+    ("GenuineIntel", 6): {
+        (85,): "Skylake or Cascade Lake",
+        (106, 108): "Ice Lake",
+        (143,): "Sapphire Rapids",
+        (207,): "Emerald Rapids",
+        (173, 174): "Granite Rapids",
+    },
+}
 
 
 @cache

@@ -8,6 +8,7 @@ import pytest
 
 from undivided import cli
 from undivided.benchmarks import compare, readme, rows
+from undivided.benchmarks.machine import processor_name
 
 
 def a_row(provider="ours", median=1.0, spread=0.01, **words):
@@ -162,3 +163,22 @@ def test_compare_refuses_files_without_a_common_row(tmp_path, capsys):
     rows.write_csv([a_row(case="other")], tmp_path / "b.csv")
     assert cli.main(["bench", "compare", str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]) == 2
     assert "have no timed row in common" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name", "expected"),
+    [
+        ("AuthenticAMD", 25, 17, "AMD EPYC", "AMD EPYC (Zen 4)"),
+        ("AuthenticAMD", 26, 2, "AMD EPYC", "AMD EPYC (Zen 5)"),
+        ("GenuineIntel", 6, 207, "Intel(R) Xeon(R) Processor", "Intel(R) Xeon(R) Processor (Emerald Rapids)"),
+        ("GenuineIntel", 6, 999, "Xeon: new", "Xeon: new (family 6 model 999)"),
+    ],
+)
+def test_a_processor_is_named_with_its_generation(vendor, family, model, name, expected):
+    info = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: {name}\n"
+    assert processor_name(info + "\n" + info.replace(name, "another")) == expected
+
+
+def test_a_processor_without_numbers_keeps_its_name():
+    assert processor_name("model name : BogoChip\nfeatures : fp\n") == "BogoChip"
+    assert processor_name("processor : 0\nBogoMIPS : 50\n\n") is None
