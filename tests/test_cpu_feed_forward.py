@@ -38,7 +38,7 @@ def test_on_a_processor_that_is_slow_in_bfloat16(case, monkeypatch):
         reached.append(rows)
         return [slice(0, 5), slice(5, rows)][: 1 + rows]  # in two parts, as large ones are
 
-    monkeypatch.setattr(products, "_processor", lambda: (True, False))
+    monkeypatch.setattr(products, "_processor", lambda: products.Processor(fast_bfloat16=False))
     monkeypatch.setattr(products, "WORTH_WIDENING", 0.1)
     monkeypatch.setattr(launchers, "_parts", counted)
     with poison():
@@ -47,8 +47,22 @@ def test_on_a_processor_that_is_slow_in_bfloat16(case, monkeypatch):
     assert len(reached) >= 2 or case.rows == 0  # forward and backward
 
 
+@pytest.mark.skipif(not products.ONEDNN, reason="this torch has no oneDNN")
+@pytest.mark.parametrize("case", FEED_FORWARD_CASES, ids=lambda case: case.name)
+def test_by_onednn(case, monkeypatch):
+    taken = []
+    by_onednn = products._by_onednn
+    monkeypatch.setattr(products, "_by_onednn", lambda x, *rest: taken.append(x.shape) or by_onednn(x, *rest))
+    monkeypatch.setattr(products, "_processor", lambda: products.Processor(is_intel=False, halves_mkl=True))
+    monkeypatch.setattr(products, "HALF_RATE", (1, 1))
+    with poison():
+        verdicts = compare.feed_forward(case, torch.float32, "cpu")
+    assert not [verdict for verdict in verdicts if not verdict.ok]
+    assert len(taken) >= 4 or case.rows <= products.FEW  # the gradients of weights at least
+
+
 def test_autocast_does_not_reach_what_was_widened(monkeypatch):
-    monkeypatch.setattr(products, "_processor", lambda: (True, False))
+    monkeypatch.setattr(products, "_processor", lambda: products.Processor(fast_bfloat16=False))
     monkeypatch.setattr(products, "WORTH_WIDENING", 0.1)
     draw = torch.Generator().manual_seed(0)
     x, w_in, w_out = (torch.randn(*shape, generator=draw).bfloat16() for shape in [(20, 32), (48, 32), (32, 48)])

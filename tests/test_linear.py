@@ -14,12 +14,18 @@ module = importlib.import_module("undivided.ops.linear")  # the package has a fu
 needs_onednn = pytest.mark.skipif(not products.ONEDNN, reason="this torch has no oneDNN")
 
 
-@pytest.fixture
-def calls(monkeypatch):
+AMD = products.Processor(is_intel=False)
+HALVED = products.Processor(is_intel=False, halves_mkl=True)  # where MKL runs at half rate
+SLOW_BFLOAT16 = products.Processor(fast_bfloat16=False)
+
+
+@pytest.fixture(params=[AMD, HALVED], ids=["full rate", "half rate"])
+def calls(monkeypatch, request):
     """How often oneDNN was taken, as on a processor where it is; its limits are lowered: small matrices reach it."""
-    monkeypatch.setattr(products, "_processor", lambda: (False, True))
+    monkeypatch.setattr(products, "_processor", lambda: request.param)
     monkeypatch.setattr(products, "MEDIUM", 64)
     monkeypatch.setattr(products, "LARGE", 4096)
+    monkeypatch.setattr(products, "HALF_RATE", (24_000, 48_000))
     taken = []
 
     def counted(x, w, bias=None):
@@ -67,7 +73,7 @@ def test_it_is_torchs_linear_and_its_gradients(calls, rows, bias):
 
 @needs_onednn
 def test_derivatives_of_derivatives(calls):
-    x, w, b = random(64, 8).requires_grad_(), random(9, 8, seed=1).requires_grad_(), random(9, seed=2).requires_grad_()
+    x, w, b = random(64, 8).requires_grad_(), random(50, 8, seed=1).requires_grad_(), random(50).requires_grad_()
 
     def penalty(function):
         (dx,) = torch.autograd.grad(function(x, w, b).pow(3).sum(), x, create_graph=True)
@@ -131,20 +137,42 @@ def test_up_to_sixteen_rows_reach_the_kernel(monkeypatch, dtype):
 
 
 def test_large_weights_take_onednn_with_any_number_of_rows(monkeypatch):
-    monkeypatch.setattr(products, "_processor", lambda: (False, True))
+    monkeypatch.setattr(products, "_processor", lambda: AMD)
     large, medium, small = (torch.empty(n, 1024) for n in (1024, 256, 128))
     one, many = torch.empty(1, 1024), torch.empty(64, 1024)
     expected = [(one, large, True), (one, medium, False), (many, medium, True), (many, small, False)]
     assert [products.by_onednn(x, w) for x, w, _ in expected] == [found and products.ONEDNN for *_, found in expected]
     assert not products.by_onednn(many.bfloat16(), large.bfloat16())
-    monkeypatch.setattr(products, "_processor", lambda: (True, True))
+    monkeypatch.setattr(products, "_processor", products.Processor)
     assert not products.by_onednn(many, large)  # Intel's own processors: MKL is faster
+
+
+@needs_onednn
+def test_where_mkl_runs_at_half_rate_the_number_of_products_decides(monkeypatch):
+    monkeypatch.setattr(products, "_processor", lambda: HALVED)
+    x, w = torch.empty(128, 128), torch.empty(128, 128)
+    assert products.by_onednn(x, w) and not products.by_onednn(x[:127], w)
+    dy, of_x = torch.empty(512, 128), torch.empty(512, 128)
+    assert products.by_onednn(dy.T, of_x.T) and not products.by_onednn(dy[:511].T, of_x[:511].T)
+
+
+@needs_onednn
+@pytest.mark.parametrize(("rows", "columns"), [(512, 64), (64, 512)])
+def test_of_two_transposes_the_smaller_is_copied(monkeypatch, rows, columns):
+    monkeypatch.setattr(products, "_processor", lambda: HALVED)
+    first = []
+    by_onednn = products._by_onednn
+    monkeypatch.setattr(products, "_by_onednn", lambda x, *rest: first.append(x.shape[0]) or by_onednn(x, *rest))
+    dy, x = random(800, rows, seed=1), random(800, columns, seed=2)
+    out = products.product(dy.T, x.T)
+    assert first == [64] and out.is_contiguous()
+    assert torch.allclose(out, dy.T @ x, rtol=1e-4, atol=1e-3)
 
 
 @pytest.fixture
 def widens(monkeypatch):
     """Whether each product was widened, as on a processor that is slow in bfloat16; small ones are too."""
-    monkeypatch.setattr(products, "_processor", lambda: (True, False))
+    monkeypatch.setattr(products, "_processor", lambda: SLOW_BFLOAT16)
     monkeypatch.setattr(products, "WORTH_WIDENING", 1.0)
     taken = []
 
@@ -188,7 +216,7 @@ def test_autocast_leaves_float64_as_it_is(widens):
 
 
 def test_widened_derivatives_of_derivatives(widens):
-    x, w, b = random(64, 8).requires_grad_(), random(9, 8, seed=1).requires_grad_(), random(9, seed=2).requires_grad_()
+    x, w, b = random(64, 8).requires_grad_(), random(50, 8, seed=1).requires_grad_(), random(50).requires_grad_()
 
     def penalty(function):
         with torch.autocast("cpu", torch.bfloat16):
@@ -210,13 +238,13 @@ def test_what_is_worth_widening(monkeypatch):
     def asked(rows, columns, outputs, dtype=torch.bfloat16):
         return products.by_widening(torch.empty(rows, columns), torch.empty(outputs, columns), dtype)
 
-    monkeypatch.setattr(products, "_processor", lambda: (True, False))
+    monkeypatch.setattr(products, "_processor", lambda: SLOW_BFLOAT16)
     assert asked(128, 512, 512) and asked(2048, 1024, 4096) and asked(512, 512, 32000) and asked(512, 16384, 512)
     assert not asked(64, 512, 512) and not asked(512, 16385, 512) and not asked(0, 512, 512) and not asked(9, 0, 9)
     assert not asked(128, 512, 512, torch.float16) and not asked(128, 512, 512, torch.float32)
     with batch_invariant():
         assert not asked(2048, 1024, 4096)
-    monkeypatch.setattr(products, "_processor", lambda: (True, True))
+    monkeypatch.setattr(products, "_processor", products.Processor)
     assert not asked(2048, 1024, 4096)
 
 

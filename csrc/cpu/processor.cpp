@@ -20,6 +20,8 @@ bool made_by_intel() {
 #endif
 }
 
+bool mkl_runs_at_half_rate() { return !made_by_intel() && multiplies_whole_vectors(); }
+
 bool bfloat16_products_are_fast() {
 #if defined(__x86_64__) || defined(__i386__)
   unsigned a = 0, b = 0, c = 0, d = 0;

@@ -70,6 +70,16 @@ bool dots_are_faster() {
 #endif
 }
 
+bool multiplies_whole_vectors() {
+#if UNDIVIDED_HAS_AVX512
+  static const bool whole =
+      processor_level() >= static_cast<int>(Variant::avx512) && avx512::measured_whole_vectors();
+  return whole;
+#else
+  return false;
+#endif
+}
+
 bool variant_available(Variant variant) {
   static const int level = processor_level();
   return kCompiled[static_cast<int>(variant)] && static_cast<int>(variant) <= level;

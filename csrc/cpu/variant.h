@@ -36,8 +36,9 @@ const char* variant_name(Variant variant);
 // False when the name is unknown, the variant was not compiled, or this processor cannot run it.
 bool set_variant(const char* name);
 bool variant_available(Variant variant);
-// Of this processor, measured once; false without the instruction.
+// Of this processor, measured once (dot_speed.h); false without the instructions.
 bool dots_are_faster();
+bool multiplies_whole_vectors();
 inline bool multiplies_pairs() { return current_variant() == Variant::avx512_bf16_dots; }
 
 }  // namespace undivided

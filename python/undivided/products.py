@@ -9,7 +9,9 @@ second-level cache (0.6 to 1.1 where it is), 1.2 to 2 times from four rows on, a
 With more, torch's matmul calls MKL for float32; on a processor that is not Intel's oneDNN, which torch has as well,
 is faster with large weights: 1.1 times with 512 x 512 from 64 rows on, up to 1.6 times with larger ones; small weights
 lose by being laid out anew. It sums in fewer accumulators: its largest error is 2 to 4 times MKL's, that of a float32
-sum in the plain order.
+sum in the plain order. Where vectors of 16 floats have the rate of those of 8, to which MKL keeps, as on Zen 5, oneDNN
+is 1.6 to 2.3 times as fast, with small weights too. The gradient of a weight is a product of transposes, and oneDNN
+copies the first of them: that is the smaller one, and the product then transposed.
 
 For bfloat16 torch calls oneDNN, which without tiles (AMX) or fast dot products is slower than MKL in float32: there the
 matrices are widened, multiplied and the product rounded once. Measured on two threads of Emerald Rapids without AMX:
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,27 +36,32 @@ from .invariance import invariant
 FEW = 16  # rows
 ROWS = 64  # with fewer a weight must be LARGE for oneDNN
 MEDIUM, LARGE = 2**18, 2**20  # elements of the weight from which oneDNN wins
+HALF_RATE = 2**21, 2**23  # products of two numbers from which oneDNN wins where MKL runs at half rate; with a copy
 WORTH_WIDENING = 80.0  # operations for each element that is converted, from which they win
 MOST_WIDENED = 2**22  # elements of a float32 copy: 16 MiB. Of over 32 MiB glibc asks the system for new pages each time
 FEWEST_WIDENED = 256  # rows at a time, or outputs, that the limit must leave
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_by_onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+ONEDNN = _by_onednn is not None
 
 
-ONEDNN = _onednn()
+class Processor(NamedTuple):
+    """What is known of this one; by default everything is left to torch."""
+
+    is_intel: bool = True
+    halves_mkl: bool = False  # MKL leaves half of its float32 products unused
+    fast_bfloat16: bool = True  # in libraries
 
 
 @lru_cache(maxsize=1)
-def _processor() -> tuple[bool, bool]:
-    """(it is Intel's, libraries are fast in bfloat16 on it)."""
+def _processor() -> Processor:
     try:
         from . import _C
     except ImportError:
-        return True, True  # unknown: everything is left to torch
-    return _C.made_by_intel(), _C.bfloat16_products_are_fast()
+        return Processor()
+    return Processor(_C.made_by_intel(), _C.mkl_runs_at_half_rate(), _C.bfloat16_products_are_fast())
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -87,15 +95,28 @@ def for_few_rows(x: Tensor, w: Tensor) -> Kernel | None:
 def by_onednn(x: Tensor, w: Tensor) -> bool:
     """Whether oneDNN is faster than torch's matmul for x (..., k) and w (n, k)."""
     size = w.numel()
-    if not ONEDNN or size < MEDIUM or x.dtype != torch.float32 or x.device.type != "cpu" or _processor()[0]:
+    if not ONEDNN or x.dtype != torch.float32 or x.device.type != "cpu" or _processor().is_intel:
         return False
-    return size >= LARGE or x.numel() >= ROWS * w.shape[1]
+    if _processor().halves_mkl:
+        return x.numel() * w.shape[0] >= HALF_RATE[_is_transposed(x)]
+    return size >= LARGE or (size >= MEDIUM and x.numel() >= ROWS * w.shape[1])
+
+
+def _is_transposed(x: Tensor) -> bool:
+    return x.dim() == 2 and x.stride(0) == 1 and x.stride(1) > 1
+
+
+def _onednn_product(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    (rows, columns), outputs = x.shape, w.shape[0]
+    if bias is None and _is_transposed(x) and _is_transposed(w) and rows * columns > outputs * (rows + columns):
+        return _by_onednn(w, x, None, "none", [], "").T.contiguous()
+    return _by_onednn(x, w, bias, "none", [], "")
 
 
 def by_widening(x: Tensor, w: Tensor, dtype: torch.dtype) -> bool:
     """Whether x (..., k) and w (n, k) are multiplied faster in float32 than in `dtype`. That depends on the number
     of rows, so batch_invariant has none of it."""
-    if dtype != torch.bfloat16 or x.device.type != "cpu" or _processor()[1] or invariant():
+    if dtype != torch.bfloat16 or x.device.type != "cpu" or _processor().fast_bfloat16 or invariant():
         return False
     outputs, columns = w.shape
     if columns > MOST_WIDENED // FEWEST_WIDENED:
@@ -132,5 +153,5 @@ def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     if by_widening(x, w, x.dtype):
         return widened(x, w, bias, x.dtype)
     if by_onednn(x, w):
-        return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
+        return _onednn_product(x, w, bias)
     return x @ w.T if bias is None else torch.addmm(bias, x, w.T)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..products import MOST_WIDENED, by_widening, product
+from ..products import MOST_WIDENED, by_onednn, by_widening, product
 from . import DTYPES, address
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}  # the codes of csrc/cpu/feed_forward.h
@@ -97,13 +97,13 @@ def feed_forward_backward(
             ACTIVATIONS[activation],
             torch.get_num_threads(),
         )
-        dw_out = dout.T @ a if a is not None else None
-        dw_in = dh.T @ x if needs_in else None
-        dw_gate = dg.T @ x if needs_gate and dg is not None else None
+        dw_out = product(dout.T, a.T) if a is not None else None
+        dw_in = product(dh.T, x.T) if needs_in else None
+        dw_gate = product(dg.T, x.T) if needs_gate and dg is not None else None
         if needs_x:
             dx = product(dh, w_in.T)
             if dg is not None and w_gate is not None:
-                dx.addmm_(dg, w_gate)
+                dx = dx.add_(product(dg, w_gate.T)) if by_onednn(dg, w_gate.T) else dx.addmm_(dg, w_gate)
     db_out = dout.sum(0, dtype=torch.float32).to(dout.dtype) if needs_b_out else None
     return dx, dw_in, db_in, dw_out, db_out, dw_gate
 
