@@ -48,7 +48,7 @@ def cases(op: str, quick: bool, device: str) -> list[Case]:
     One row of 8 columns, for the overhead of a call. Quick: rows that stay in the second-level caches, where other
     programs do not change what is measured.
     """
-    shapes = ((256, 512),) if quick else ((2048, 512), (4096, 1024), (1024, 4096))
+    shapes = ((512, 512),) if quick else ((2048, 512), (4096, 1024), (1024, 4096))
     if device == "cuda":
         return cuda_cases(op, quick)
     rows = [

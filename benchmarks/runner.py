@@ -25,14 +25,15 @@ from .rows import Row
 
 NOISY = 1.25  # p80 over p20: more, and the machine was not at rest
 FEWEST_VISITS = 12  # of several to a case, however long one takes
+SURE = 0.02  # of a ratio: who is in more doubt is visited again
 VISIT = 0.01, (1, 200)  # seconds of samples in one of several visits; rounds at least and at most
 
 
 @dataclass(frozen=True)
 class Settings:
     """`seconds` for one case: of samples, or in several visits of all that they take. compiles: whether providers that
-    go through torch.compile run. visits: a run comes to every case so many times, or as often as `seconds` allow; none
-    begins when the run has lasted for `longest` seconds.
+    go through torch.compile run. visits: a run comes to every case so many times, or as often as `seconds` allow, and
+    up to as many times more where a ratio is in doubt; no visit begins when the run has lasted for `longest` seconds.
 
     budget: after so many seconds of one op its other cases are not begun. timed: False leaves it at the gate, which
     also fills the caches of compilers.
@@ -101,6 +102,7 @@ class Measurement:
         self.times: dict[str, list[float]] = {}
         self.paces: dict[str, Pace] = {}
         self.shortest = math.inf  # seconds of a visit
+        self.visits = 0
         for provider in job.there:
             row = job.row(provider)
             self.rows.append(row)
@@ -113,8 +115,11 @@ class Measurement:
                     row.status = broken(error)
 
     def due(self, visit: int) -> bool:
-        """Whether visit number `visit` of a run is one to this case: all of them, or as many as there is time for."""
+        """Whether visit number `visit` of a run is one to this case: all of them, or as many as there is time for; of
+        those beyond, all until its ratio is sure."""
         visits, seconds = self.job.settings.visits, self.job.settings.seconds
+        if visit > visits:
+            return self.doubt() > SURE
         share = min(1.0, max(FEWEST_VISITS, seconds / self.shortest) / visits)
         return int(visit * share) > int((visit - 1) * share)
 
@@ -126,7 +131,17 @@ class Measurement:
         for name, taken in self.samples().items():
             self.times.setdefault(name, []).extend(taken)
         self.shortest = min(self.shortest, time.perf_counter() - start)
+        self.visits += 1
         fill(self.rows, self.times, self.job)
+
+    def doubt(self) -> float:
+        """How far a ratio of ours may be off, as a fraction: the middle half of its rounds is so wide, and visits are
+        independent of one another."""
+        peer = best_peer(self.rows)
+        if peer is None or not self.visits:
+            return 0.0
+        wide = [width(self.times[peer], self.times[row.provider]) for row in self.rows if row.timed and row.ours]
+        return max(wide, default=0.0) / math.sqrt(self.visits)
 
     def samples(self) -> dict[str, list[float]]:
         job, settings = self.job, self.job.settings
@@ -222,20 +237,35 @@ def fill(rows: list[Row], times: dict[str, list[float]], job: Job) -> None:
             row.p20, row.p80 = quantile(taken, 0.2), quantile(taken, 0.8)
             row.of_ceiling, row.ceiling = floor / row.median, name
             row.noisy = row.p80 > NOISY * row.p20
-    peers = [row for row in rows if row.timed and not row.ours]
-    if not peers:
+    best = best_peer(rows)
+    if best is None:
         return
-    best = times[min(peers, key=lambda row: row.median).provider]
     for row in rows:
         if row.timed:
-            row.ratio = paired_ratio(best, times[row.provider])
+            row.ratio = paired_ratio(times[best], times[row.provider])
+
+
+def best_peer(rows: Sequence[Row]) -> str | None:
+    peers = [row for row in rows if row.timed and not row.ours]
+    return min(peers, key=lambda row: row.median).provider if peers else None
+
+
+def log_ratios(peer: Sequence[float], own: Sequence[float]) -> list[float]:
+    """Of the rounds, in order of size. Fewer samples are those of the first rounds."""
+    return sorted(math.log(theirs / ours) for theirs, ours in zip(peer, own, strict=False))
+
+
+def width(peer: Sequence[float], own: Sequence[float]) -> float:
+    """From the first to the last quarter of peer / own, in logarithms."""
+    ratios = log_ratios(peer, own)
+    return quantile(ratios, 0.75) - quantile(ratios, 0.25)
 
 
 def paired_ratio(peer: Sequence[float], own: Sequence[float]) -> float:
     """The mean of the middle half of peer / own over the rounds, in logarithms: what slows the machine for a while
     slows both samples of a round, and drops out, whereas it may move one of two medians and not the other; and of a
-    dozen rounds it strays less than their median. Fewer samples are those of the first rounds."""
-    ratios = sorted(math.log(theirs / ours) for theirs, ours in zip(peer, own, strict=False))
+    dozen rounds it strays less than their median."""
+    ratios = log_ratios(peer, own)
     outer = len(ratios) // 4
     return math.exp(statistics.fmean(ratios[outer : len(ratios) - outer]))
 

@@ -153,7 +153,7 @@ def run(
         if settings.visits == 1:
             finished(op, rows)
     gc.freeze()  # the inputs of all cases as well
-    for visit in range(2, settings.visits + 1):
+    for visit in range(2, 2 * settings.visits):
         for one in visited:
             if one.due(visit) and time.monotonic() - begun < settings.longest:
                 progress(f"{one.job.name}, visit {visit}", done, total)

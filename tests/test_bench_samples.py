@@ -95,9 +95,10 @@ def test_every_visit_adds_samples_of_inputs_of_its_own():
     }
 
 
-def test_a_quick_run_comes_to_every_case_again_at_its_end():
+def test_a_quick_run_comes_to_every_case_again_at_its_end(monkeypatch):
     order, done = [], []
     settings = runner.Settings(0.003, quick=True, compiles=False, visits=3)
+    monkeypatch.setattr(runner, "SURE", math.inf)
     outcome = suite.run(
         [layer_norm.LAYER_NORM, layer_norm.RMS_NORM],
         "cpu",
@@ -115,6 +116,28 @@ def test_a_quick_run_comes_to_every_case_again_at_its_end():
     assert order == cases * 3 + ["ceilings again"]
     assert done == [("layer_norm", 12), ("rms_norm", 12)]  # once each, with the samples of all visits
     assert all(row.timed for rows in outcome.rows.values() for row in rows if row.ours)
+
+
+def test_a_case_whose_ratio_is_in_doubt_is_visited_again(monkeypatch):
+    def times(*ratios):
+        return {"a": [1.0] * len(ratios), "peer": list(ratios)}
+
+    jobs = [provider("a", honest, "cpu"), provider("peer", honest)]
+    found = runner.Measurement(runner.Job(layer_norm.LAYER_NORM, NORM, "forward", jobs, CEILINGS, runner.Settings()))
+    assert found.doubt() == 0.0  # nothing to doubt before a visit
+    found.visits = 4
+    for expected, taken in ((0.0, times(2, 2, 2, 2, 9)), (math.log(4) / 2, times(1, 2, 3, 8, 9))):
+        found.times = taken
+        for row, median in zip(found.rows, (1.0, 2.0), strict=True):
+            row.median = median
+        assert found.doubt() == pytest.approx(expected)
+    texts = []
+    doubts = {"forward": 1.0, "backward": 0.0}
+    monkeypatch.setattr(runner.Measurement, "doubt", lambda self: doubts[self.job.mode])
+    settings = runner.Settings(0.002, quick=True, compiles=False, visits=3)
+    suite.run([layer_norm.RMS_NORM], "cpu", ["cpu"], settings, lambda text, *_: texts.append(text), only=["1x8"])
+    visits = {mode: len([text for text in texts if f"{mode}, visit" in text]) for mode in doubts}
+    assert visits == {"forward": 4, "backward": 2}
 
 
 def test_who_takes_long_is_visited_less_often_and_nobody_past_the_end(monkeypatch):
