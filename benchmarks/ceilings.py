@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+
+from undivided import products
 
 from .clock import medians
 from .machine import device_name
@@ -40,7 +43,8 @@ class Ceilings:
 
 
 def measure_ceilings(kind: str, seconds: float | None = None) -> Ceilings:
-    """Copies from 256 KiB to 128 MiB (to 2 GiB on a GPU) into warm memory, and matmuls of 1024^3 (8192^3 on a GPU)."""
+    """Copies from 256 KiB to 128 MiB (to 2 GiB on a GPU) into warm memory, and matmuls of 1024^3 (8192^3 on a GPU) by
+    the faster of torch's libraries."""
     ceilings = Ceilings(kind, device_name(kind))
     sizes = [2**power for power in ((22, 24, 26, 28, 31) if kind == "cuda" else (18, 20, 22, 24, 27))]
     functions: dict[str, Callable[[], Any]] = {}
@@ -52,9 +56,12 @@ def measure_ceilings(kind: str, seconds: float | None = None) -> Ceilings:
         a, b = (torch.randn(n, n, device=kind).to(getattr(torch, name)) for _ in range(2))
         out = torch.empty_like(a)
         functions[name] = partial(torch.mm, a, b, out=out)
+        if kind == "cpu" and name == "float32" and products.ONEDNN:  # torch's matmul is MKL's
+            functions[f"{name} by oneDNN"] = partial(products.onednn_product, a, b, None)
     found = medians(functions, kind, seconds or (0.3 if kind == "cuda" else 1.0))
     ceilings.copies = {size: size / found[f"copy {size}"] for size in sizes}
-    ceilings.matmul = {name: 2 * n**3 / found[name] for name in ("float32", "bfloat16")}
+    for name in ("float32", "bfloat16"):
+        ceilings.matmul[name] = 2 * n**3 / min(found[name], found.get(f"{name} by oneDNN", math.inf))
     return ceilings
 
 

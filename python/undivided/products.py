@@ -106,7 +106,8 @@ def _is_transposed(x: Tensor) -> bool:
     return x.dim() == 2 and x.stride(0) == 1 and x.stride(1) > 1
 
 
-def _onednn_product(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+def onednn_product(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """`product` by oneDNN, of float32."""
     (rows, columns), outputs = x.shape, w.shape[0]
     if bias is None and _is_transposed(x) and _is_transposed(w) and rows * columns > outputs * (rows + columns):
         return _by_onednn(w, x, None, "none", [], "").T.contiguous()
@@ -153,5 +154,5 @@ def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     if by_widening(x, w, x.dtype):
         return widened(x, w, bias, x.dtype)
     if by_onednn(x, w):
-        return _onednn_product(x, w, bias)
+        return onednn_product(x, w, bias)
     return x @ w.T if bias is None else torch.addmm(bias, x, w.T)
