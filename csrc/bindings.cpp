@@ -50,7 +50,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("variant", [] { return variant_name(current_variant()); }, "The variant that runs now.");
   module.def("set_variant", &choose_variant, pybind11::arg("name"), "Choose a variant; ValueError when it cannot run.");
   module.def("made_by_intel", &made_by_intel, "Whether the processor is one of Intel's.");
-  module.def("mkl_runs_at_half_rate", &mkl_runs_at_half_rate,
+  module.def("mkl_runs_at_half_rate", &is_wide_and_not_intels,
              "Whether MKL leaves half of the processor's float32 products unused.");
   module.def("bfloat16_products_are_fast", &bfloat16_products_are_fast,
              "Whether libraries multiply bfloat16 faster than float32 on this processor.");

@@ -26,11 +26,6 @@ inline int64_t bytes_that_are_near(int64_t bytes_of_a_key) {
   return bytes_of_a_key <= 128 ? int64_t{6} << 20 : int64_t{24} << 20;
 }
 
-inline bool fetches_ahead() {
-  static const bool found = !made_by_intel() && multiplies_whole_vectors();
-  return found;
-}
-
 template <class T, class Word>
 struct DecodePlan {
   int64_t group, rows;    // query heads of a key head, and rows of a key head
@@ -53,7 +48,8 @@ struct DecodePlan {
     const int64_t of_a_key = call.nheads_kv * (call.head_dim + call.head_dim_v) * size_of(call.dtype);
     const int64_t all = batch * call.seqlen_k * of_a_key;
     from_memory = all > bytes_that_are_near(call.head_dim * size_of(call.dtype));
-    bring = all > (512 << 10) && !(fetches_ahead() && rows == 1 && call.dtype == kFloat32);
+    static const bool fetches_by_itself = is_wide_and_not_intels();
+    bring = all > (512 << 10) && !(rows == 1 && call.dtype == kFloat32 && fetches_by_itself);
     keys = !bring ? kMostKeys : from_memory ? kMostKeys / 4 : kMostKeys / 2;
     heads = from_memory ? larger(call.nheads_kv * batch * most_parts / kTasks, 1) : 1;
     heads = smaller(heads, call.nheads_kv);

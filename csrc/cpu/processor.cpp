@@ -20,7 +20,7 @@ bool made_by_intel() {
 #endif
 }
 
-bool mkl_runs_at_half_rate() { return !made_by_intel() && multiplies_whole_vectors(); }
+bool is_wide_and_not_intels() { return !made_by_intel() && multiplies_whole_vectors(); }
 
 bool bfloat16_products_are_fast() {
 #if defined(__x86_64__) || defined(__i386__)
