@@ -62,16 +62,35 @@ struct DecodePlan {
   }
 };
 
+// What a task reads: a part of the keys that a row of the batch sees, of some heads that follow one another.
+struct DecodePart {
+  Sequence sequence;
+  int64_t team, head, heads;  // the row's heads that are worked on together; the first of them
+  int64_t index, parts;       // which part it is; how many there are, perhaps fewer than the index
+  Range keys;
+
+  template <class T, class Word>
+  DecodePart(const AttentionDecode& job, const DecodePlan<T, Word>& plan, int64_t task)
+      : sequence(sequence_of(job, task / plan.parts / plan.groups)), team(task / plan.parts),
+        head(team % plan.groups * plan.heads), heads(smaller(plan.heads, job.attention.call.nheads_kv - head)),
+        index(task % plan.parts) {
+    const Range seen = keys_seen(job.attention.call, sequence, 0, job.attention.call.seqlen_q - 1);
+    const int64_t size = plan.keys_of_a_part(seen);
+    parts = larger(quotient(seen.high - seen.low, size), 1);
+    keys = {seen.low + index * size, smaller(seen.low + (index + 1) * size, seen.high)};
+  }
+};
+
 template <class T, class Word>
 class DecodeTask {
   using Element = typename Weights<Word>::Element;
 
  public:
-  // Head number i of the task keeps its sums at sums + i * stride.
-  DecodeTask(const AttentionDecode& job, const DecodePlan<T, Word>& plan, const Sequence& sequence, int64_t head_kv,
-             int64_t heads, Range keys, char* sums, int64_t stride)
-      : job_(job), call_(job.attention.call), plan_(plan), sequence_(sequence), head_kv_(head_kv), heads_(heads),
-        keys_(keys), sums_(sums), stride_(stride), q_row_(round_up(call_.head_dim, kStep<T, Word>) / kPerWord<Word>),
+  // Head number i of the task keeps its sums at sums + i * stride. `after` is what the thread reads next, or null.
+  DecodeTask(const AttentionDecode& job, const DecodePlan<T, Word>& plan, const DecodePart& part, const DecodePart* after,
+             char* sums, int64_t stride)
+      : job_(job), call_(job.attention.call), plan_(plan), sequence_(part.sequence), head_kv_(part.head),
+        heads_(part.heads), keys_(part.keys), after_(after), sums_(sums), stride_(stride), q_row_(round_up(call_.head_dim, kStep<T, Word>) / kPerWord<Word>),
         plain_(is_plain(call_)), by_distance_(call_.table != nullptr || call_.slopes != nullptr) {}
 
   void arrange(Arena& arena) {
@@ -195,11 +214,14 @@ class DecodeTask {
     }
   }
 
-  // What the same head reads in the next block of keys, where that is brought.
+  // What is read after the block at `at`, where that is brought: by the same head, or in the next task by its first one.
   Stretch<const T> ahead(const Head& head, int64_t at) const {
+    if (!plan_.bring) return {nullptr, nullptr, 0};
     at += plan_.keys;
-    if (!plan_.bring || at >= keys_.high) return {nullptr, nullptr, 0};
-    return stretch_of<const T>(job_, sequence_.b, head.kv, at, keys_.high);
+    if (at < keys_.high) return stretch_of<const T>(job_, sequence_.b, head.kv, at, keys_.high);
+    if (after_ == nullptr || after_->keys.low >= after_->keys.high) return {nullptr, nullptr, 0};
+    const int64_t kv = after_->head + smaller(head.kv - head_kv_, after_->heads - 1);
+    return stretch_of<const T>(job_, after_->sequence.b, kv, after_->keys.low, after_->keys.high);
   }
 
   const AttentionDecode& job_;
@@ -208,6 +230,7 @@ class DecodeTask {
   const Sequence& sequence_;
   const int64_t head_kv_, heads_;
   const Range keys_;
+  const DecodePart* const after_;
   char* const sums_;
   const int64_t stride_, q_row_;  // bytes; words
   const bool plain_, by_distance_;
@@ -240,32 +263,32 @@ void decode_typed(const AttentionDecode& job) {
     done = reinterpret_cast<int32_t*>(shared + bytes);
     std::memset(done, 0, teams * sizeof(int32_t));
   }
-  parallel_for(teams * plan.parts, useful_threads(job), [&](int64_t task) {
-    const int64_t team = task / plan.parts, part = task % plan.parts, b = team / plan.groups;
-    const int64_t first = team % plan.groups * plan.heads, end = smaller(first + plan.heads, call.nheads_kv);
-    const Sequence sequence = sequence_of(job, b);
-    const Range seen = keys_seen(call, sequence, 0, call.seqlen_q - 1);
-    const int64_t size = plan.keys_of_a_part(seen), parts = larger(quotient(seen.high - seen.low, size), 1);
-    if (part >= parts) return;
-    const Range keys{seen.low + part * size, smaller(seen.low + (part + 1) * size, seen.high)};
+  const int64_t tasks = teams * plan.parts;
+  const int threads = useful_threads(job);
+  parallel_for(tasks, threads, [&](int64_t task) {
+    const DecodePart part(job, plan, task);
+    if (part.index >= part.parts) return;
+    const int64_t b = part.sequence.b, first = part.head, end = part.head + part.heads;
     if (job.seqlen_new > 0) {  // the first part also writes what no query sees
-      const int64_t old = sequence.lenk - job.seqlen_new;
-      const Range fresh{part == 0 ? old : larger(old, keys.low), keys.high};
-      for (int64_t h = first; h < end; ++h) append<T>(job, sequence, h, fresh);
+      const int64_t old = part.sequence.lenk - job.seqlen_new;
+      const Range fresh{part.index == 0 ? old : larger(old, part.keys.low), part.keys.high};
+      for (int64_t h = first; h < end; ++h) append<T>(job, part.sequence, h, fresh);
     }
     const int64_t stride = plan.bytes * plan.parts;
     char* own = shared == nullptr ? static_cast<char*>(scratch(plan.heads * plan.bytes, 1))
                                   : shared + (b * call.nheads_kv + first) * stride;
-    DecodeTask<T, Word> work(job, plan, sequence, first, end - first, keys, own + part * plan.bytes, stride);
+    const DecodePart after(job, plan, smaller(task + threads, tasks - 1));  // the next of the thread's own (threads.cpp)
+    DecodeTask<T, Word> work(job, plan, part, task + threads < tasks ? &after : nullptr, own + part.index * plan.bytes,
+                             stride);
     arrange(work);
     work.run();
-    if (parts > 1 && __atomic_add_fetch(done + team, 1, __ATOMIC_ACQ_REL) < parts) return;
+    if (part.parts > 1 && __atomic_add_fetch(done + part.team, 1, __ATOMIC_ACQ_REL) < part.parts) return;
     for (int64_t h = first; h < end; ++h, own += stride) {
       const Sums sums = Sums::at(own, plan.rows, plan.width);
-      for (int64_t other = 1; other < parts; ++other) {
+      for (int64_t other = 1; other < part.parts; ++other) {
         merge(sums, Sums::at(own + other * plan.bytes, plan.rows, plan.width), plan.rows, plan.width);
       }
-      finish<T, Word>(job.attention, sequence, h, sums, plan.width);
+      finish<T, Word>(job.attention, part.sequence, h, sums, plan.width);
     }
   });
 }
