@@ -152,10 +152,13 @@ def test_all_windows(seqlen_q, dtype):
 
 @needs_cpu
 @every_dtype
-def test_caches_that_come_from_memory(dtype):
+@pytest.mark.parametrize("order", ["keys", "heads"])
+def test_caches_that_come_from_memory(order, dtype):
     """A batch that shares one memory counts as hundreds of MiB, which are read in smaller blocks and ahead of time."""
     lengths = [(37 * b) % 301 for b in range(800)]
     q, *caches = random(800, 1, 4, 64, dtype=dtype), *(random(1, 300, 4, 64, seed=n, dtype=dtype) for n in (1, 2))
+    if order == "heads":
+        caches = [cache.transpose(1, 2).contiguous().transpose(1, 2) for cache in caches]
     many = [cache.expand(800, -1, -1, -1) for cache in caches]
     out, lse = undivided.attention_decode(q, *many, ints(*lengths), return_lse=True, backend="cpu")
     for b in range(0, 800, 29):

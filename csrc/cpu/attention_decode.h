@@ -36,10 +36,12 @@ struct DecodePlan {
   // Values are brought into the second-level cache while the scores of the same keys are made, the keys of the next
   // block while values are summed up: 1.1 to 1.5 times as fast where they lie in memory or the third-level cache, as
   // they do once a model's other layers have run, 0.93 to 1.08 where they lie in the second. What lies far away is read
-  // in its own order: all heads of a key, then the next key; a block is small then, so that all of its heads find room.
+  // in its own order: where heads lie side by side, all heads of a key, then the next key; a block is small then, so that
+  // all of its heads find room. Caches that lie head by head are read so: on Zen 5, from 32 MB on, 1.05 to 1.9 times as
+  // fast as in the order of their keys.
   // Zen 5, which multiplies whole vectors, fetches ahead by itself: float32 of one row is read 1.05 to 1.25 times as fast
   // without, from wherever; bfloat16 and several rows from the last cache 1.1 to 1.2 times, from memory 0.8 to 0.9 times.
-  bool bring, from_memory;
+  bool bring, in_order;
 
   explicit DecodePlan(const AttentionCall& call)
       : group(call.nheads / call.nheads_kv), rows(group * call.seqlen_q), width(round_up(call.head_dim_v, kStep<T, Word>)),
@@ -47,11 +49,13 @@ struct DecodePlan {
     const int64_t batch = larger(call.batch, 1), most_parts = larger(call.seqlen_k / kLeastKeys, 1);
     const int64_t of_a_key = call.nheads_kv * (call.head_dim + call.head_dim_v) * size_of(call.dtype);
     const int64_t all = batch * call.seqlen_k * of_a_key;
-    from_memory = all > bytes_that_are_near(call.head_dim * size_of(call.dtype));
+    const int64_t of_a_head = call.head_dim * size_of(call.dtype);
+    const bool far = all > bytes_that_are_near(of_a_head), head_by_head = call.k.h >= call.k.s;
+    in_order = far && !head_by_head;
     static const bool fetches_by_itself = is_wide_and_not_intels();
     bring = all > (512 << 10) && !(rows == 1 && call.dtype == kFloat32 && fetches_by_itself);
-    keys = !bring ? kMostKeys : from_memory ? kMostKeys / 4 : kMostKeys / 2;
-    heads = from_memory ? larger(call.nheads_kv * batch * most_parts / kTasks, 1) : 1;
+    keys = !bring ? kMostKeys : in_order || (far && of_a_head > 128) ? kMostKeys / 4 : kMostKeys / 2;
+    heads = in_order ? larger(call.nheads_kv * batch * most_parts / kTasks, 1) : 1;
     heads = smaller(heads, call.nheads_kv);
     groups = quotient(call.nheads_kv, heads);
     parts = smaller(quotient(kTasks, batch * groups), most_parts);

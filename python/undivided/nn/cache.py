@@ -9,8 +9,9 @@ from torch import Tensor
 class Cache:
     """Keys and values of the tokens so far, in buffers made once for `longest` tokens.
 
-    `keys`, `values`: (batch, longest, nheads, head_dim); `length` tokens of them are there, which `lengths`, int32
-    (batch,), says on their device. All three are None before the first token.
+    `keys`, `values`: (batch, longest, nheads, head_dim); on a CPU the tokens of a head lie one after the other. `length`
+    tokens of them are there, which `lengths`, int32 (batch,), says on their device. All three are None before the first
+    token.
 
     on_device: a step that is recorded reads them, so `start` takes the positions of new tokens from `lengths`.
     """
@@ -28,11 +29,16 @@ class Cache:
             ValueError: there is no room for n more tokens.
         """
         if self.keys is None or self.values is None or self.lengths is None:
-            shape = (k.shape[0], self.longest, *k.shape[2:])
-            self.keys, self.values = k.new_empty(shape), v.new_empty(shape)
+            self.keys, self.values = self._buffer(k), self._buffer(v)
             self.lengths = torch.zeros(k.shape[0], dtype=torch.int32, device=k.device)
         self.check_room(k.shape[1])
         return self.keys, self.values, self.lengths
+
+    def _buffer(self, x: Tensor) -> Tensor:
+        batch, _, nheads, head_dim = x.shape
+        if x.device.type != "cpu":
+            return x.new_empty(batch, self.longest, nheads, head_dim)
+        return x.new_empty(batch, nheads, self.longest, head_dim).transpose(1, 2)
 
     def check_room(self, count: int) -> None:
         """Raises: ValueError where there is no room for `count` more tokens."""
