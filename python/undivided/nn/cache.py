@@ -9,7 +9,7 @@ from torch import Tensor
 class Cache:
     """Keys and values of the tokens so far, in buffers made once for `longest` tokens.
 
-    `keys`, `values`: (batch, longest, nheads, head_dim); on a CPU the tokens of a head lie one after the other. `length`
+    `keys`, `values`: (batch, longest, nheads, head_dim); on a CPU a head's tokens lie one after the other. `length`
     tokens of them are there, which `lengths`, int32 (batch,), says on their device. All three are None before the first
     token.
 
