@@ -48,7 +48,8 @@ def attention_decode(
             a step of decoding, a few where several tokens are checked at once; any number is allowed.
         k_cache, v_cache: (batch, longest, nheads_kv, head_dim) and (..., head_dim_v), q's dtype, any strides with
             head_dim contiguous; without k and v they may be expanded (stride 0). nheads is a multiple of nheads_kv.
-            What stands in them behind a row's tokens never reaches a result.
+            What stands in them behind a row's tokens never reaches a result. A CPU reads them fastest where the tokens
+            of a head lie one after the other, as in the transposed view of (batch, nheads_kv, longest, head_dim).
         cache_lengths: int32 (batch,): how many tokens of each row are in the caches before the call. It is not
             changed: the caller adds seqlen_new.
         k, v: (batch, seqlen_new, nheads_kv, head_dim) and (..., head_dim_v), both or neither: new tokens. The call
