@@ -69,8 +69,8 @@ struct DecodePlan {
 // What a task reads: a part of the keys that a row of the batch sees, of some heads that follow one another.
 struct DecodePart {
   Sequence sequence;
-  int64_t team, head, heads;  // the row's heads that are worked on together; the first of them
-  int64_t index, parts;       // which part it is; how many there are, perhaps fewer than the index
+  int64_t team, head, heads;  // the heads of a row that are worked on together: which of all such, the first, how many
+  int64_t index, parts;       // which part it is, and of how many: a row with few keys has fewer than the plan
   Range keys;
 
   template <class T, class Word>
@@ -94,7 +94,8 @@ class DecodeTask {
   DecodeTask(const AttentionDecode& job, const DecodePlan<T, Word>& plan, const DecodePart& part, const DecodePart* after,
              char* sums, int64_t stride)
       : job_(job), call_(job.attention.call), plan_(plan), sequence_(part.sequence), head_kv_(part.head),
-        heads_(part.heads), keys_(part.keys), after_(after), sums_(sums), stride_(stride), q_row_(round_up(call_.head_dim, kStep<T, Word>) / kPerWord<Word>),
+        heads_(part.heads), keys_(part.keys), after_(after), sums_(sums), stride_(stride),
+        q_row_(round_up(call_.head_dim, kStep<T, Word>) / kPerWord<Word>),
         plain_(is_plain(call_)), by_distance_(call_.table != nullptr || call_.slopes != nullptr) {}
 
   void arrange(Arena& arena) {
@@ -218,7 +219,7 @@ class DecodeTask {
     }
   }
 
-  // What is read after the block at `at`, where that is brought: by the same head, or in the next task by its first one.
+  // The keys that are read after the block at `at`, where they are brought: the same head's, or the next task's first.
   Stretch<const T> ahead(const Head& head, int64_t at) const {
     if (!plan_.bring) return {nullptr, nullptr, 0};
     at += plan_.keys;
