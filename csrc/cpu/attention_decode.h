@@ -90,11 +90,11 @@ class DecodeTask {
   using Element = typename Weights<Word>::Element;
 
  public:
-  // Head number i of the task keeps its sums at sums + i * stride. `after` is what the thread reads next, or null.
-  DecodeTask(const AttentionDecode& job, const DecodePlan<T, Word>& plan, const DecodePart& part, const DecodePart* after,
-             char* sums, int64_t stride)
+  // Head number i of the task keeps its sums at sums + i * stride. `next` is the thread's next task, -1 for none.
+  DecodeTask(const AttentionDecode& job, const DecodePlan<T, Word>& plan, const DecodePart& part, int64_t next, char* sums,
+             int64_t stride)
       : job_(job), call_(job.attention.call), plan_(plan), sequence_(part.sequence), head_kv_(part.head),
-        heads_(part.heads), keys_(part.keys), after_(after), sums_(sums), stride_(stride),
+        heads_(part.heads), keys_(part.keys), next_(next), sums_(sums), stride_(stride),
         q_row_(round_up(call_.head_dim, kStep<T, Word>) / kPerWord<Word>),
         plain_(is_plain(call_)), by_distance_(call_.table != nullptr || call_.slopes != nullptr) {}
 
@@ -224,9 +224,11 @@ class DecodeTask {
     if (!plan_.bring) return {nullptr, nullptr, 0};
     at += plan_.keys;
     if (at < keys_.high) return stretch_of<const T>(job_, sequence_.b, head.kv, at, keys_.high);
-    if (after_ == nullptr || after_->keys.low >= after_->keys.high) return {nullptr, nullptr, 0};
-    const int64_t kv = after_->head + smaller(head.kv - head_kv_, after_->heads - 1);
-    return stretch_of<const T>(job_, after_->sequence.b, kv, after_->keys.low, after_->keys.high);
+    if (next_ < 0) return {nullptr, nullptr, 0};
+    const DecodePart next(job_, plan_, next_);
+    if (next.keys.low >= next.keys.high) return {nullptr, nullptr, 0};
+    const int64_t kv = next.head + smaller(head.kv - head_kv_, next.heads - 1);
+    return stretch_of<const T>(job_, next.sequence.b, kv, next.keys.low, next.keys.high);
   }
 
   const AttentionDecode& job_;
@@ -235,7 +237,7 @@ class DecodeTask {
   const Sequence& sequence_;
   const int64_t head_kv_, heads_;
   const Range keys_;
-  const DecodePart* const after_;
+  const int64_t next_;
   char* const sums_;
   const int64_t stride_, q_row_;  // bytes; words
   const bool plain_, by_distance_;
@@ -282,9 +284,8 @@ void decode_typed(const AttentionDecode& job) {
     const int64_t stride = plan.bytes * plan.parts;
     char* own = shared == nullptr ? static_cast<char*>(scratch(plan.heads * plan.bytes, 1))
                                   : shared + (b * call.nheads_kv + first) * stride;
-    const DecodePart after(job, plan, smaller(task + threads, tasks - 1));  // the next of the thread's own (threads.cpp)
-    DecodeTask<T, Word> work(job, plan, part, task + threads < tasks ? &after : nullptr, own + part.index * plan.bytes,
-                             stride);
+    const int64_t next = task + threads < tasks ? task + threads : -1;  // of the thread's share (threads.cpp)
+    DecodeTask<T, Word> work(job, plan, part, next, own + part.index * plan.bytes, stride);
     arrange(work);
     work.run();
     if (part.parts > 1 && __atomic_add_fetch(done + part.team, 1, __ATOMIC_ACQ_REL) < part.parts) return;

@@ -11,7 +11,7 @@ namespace undivided::UNDIVIDED_VARIANT {
 // microseconds on Emerald Rapids, half of what such a call takes.
 constexpr int64_t kElementsPerThread = 32768;
 // A band costs what some ten rows cost: its sums come from the cache of the core that added them up last. With twice as
-// many bands of half the rows norms are 0.8 to 1.0 times as fast backward, on two threads of Zen 5.
+// many bands of half the rows norms are 0.75 to 1.05 times as fast backward, on two threads of Zen 5.
 constexpr int64_t kMostBands = 32;
 constexpr int64_t kLeastRowsPerBand = 32;
 
