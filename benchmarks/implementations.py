@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,15 +32,20 @@ class Implementation:
 
 
 @contextmanager
-def replaced(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """undivided.ops with these functions. The layers look their ops up there at each call."""
+def replaced(functions: Mapping[str, Callable[..., Any]], pads: bool) -> Iterator[None]:
+    """undivided.ops with these functions. The layers look their ops up there at each call.
+
+    pads: models carry the padding of a padded batch along.
+    """
     from undivided import ops
+    from undivided.transformer import keep_padding
 
     before = {name: getattr(ops, name) for name in functions}
     for name, function in functions.items():
         setattr(ops, name, function)
     try:
-        yield
+        with keep_padding() if pads else nullcontext():
+            yield
     finally:
         for name, function in before.items():
             setattr(ops, name, function)
@@ -51,7 +56,7 @@ def on_backend(backend: str, packed: bool = False) -> Implementation:
     import undivided
 
     functions = {name: partial(getattr(undivided, name), backend=backend) for name in NAMES}
-    return Implementation(lambda: replaced(functions), packed=packed)
+    return Implementation(lambda: replaced(functions, pads=backend == "reference"), packed=packed)
 
 
 def on_torch(compiles: bool = False) -> Implementation:
@@ -68,7 +73,7 @@ def on_torch(compiles: bool = False) -> Implementation:
 
     def opened() -> AbstractContextManager[None]:
         shared = {} if compiles else {"attention": partial(attention, dense={})}
-        return replaced(functions | shared)
+        return replaced(functions | shared, pads=True)
 
     return Implementation(opened, compiles)
 

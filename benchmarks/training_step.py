@@ -166,7 +166,7 @@ def losses_of(model: Any, src: Tensor, tgt: Tensor, src_lengths: Tensor, tgt_len
         )  # fmt: skip
         logits = model(src, read, sources, targets)
     else:
-        logits = model(src, read, src_lengths)
+        logits = model(src, read, src_lengths, tgt_lengths)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     written = written.flatten()
     losses = F.cross_entropy(wide.flatten(0, 1), written, ignore_index=PAD, reduction="none")

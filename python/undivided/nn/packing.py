@@ -57,9 +57,10 @@ def pack(x: Tensor, lengths: Tensor) -> tuple[Tensor, Packing]:
     return x[kept][None], Packing(cu_seqlens, places[kept], longest)
 
 
-def unpack(x: Tensor, packing: Packing) -> Tensor:
-    """The inverse of `pack`: x (1, total, ...) as (batch, longest, ...), padding 0."""
-    counts = packing.cu_seqlens.diff()
-    row = torch.repeat_interleave(counts)  # the sequence of each token
-    out = x.new_zeros((counts.shape[0], packing.longest, *x.shape[2:]))
-    return out.index_put((row, packing.positions), x[0])
+def unpack(x: Tensor, packing: Packing, seqlen: int | None = None) -> Tensor:
+    """The inverse of `pack`: x (1, total, ...) as (batch, seqlen, ...), padding 0. None is the longest sequence."""
+    seqlen = packing.longest if seqlen is None else seqlen
+    counts = packing.cu_seqlens.diff().long()
+    places = torch.repeat_interleave(counts) * seqlen + packing.positions  # of each token among batch x seqlen
+    out = x.new_zeros((counts.shape[0] * seqlen, *x.shape[2:])).index_copy(0, places, x[0])
+    return out.unflatten(0, (counts.shape[0], seqlen))

@@ -7,6 +7,7 @@ from .files import load, save
 from .generation import greedy_search, sample
 from .heads import CausalLM, NextToken, SequenceClassifier, TokenClassifier
 from .model import Transformer
+from .padding import keep_padding
 
 __all__ = [
     "CausalLM",
@@ -18,6 +19,7 @@ __all__ = [
     "Transformer",
     "beam_search",
     "greedy_search",
+    "keep_padding",
     "load",
     "sample",
     "save",

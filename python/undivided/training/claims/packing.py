@@ -1,4 +1,7 @@
-"""What padding costs: the same batches padded and packed, and batches of inputs of like length."""
+"""What padding costs: the same batches padded and packed, and batches of inputs of like length.
+
+The padding of padded ones goes through all layers, as it does in most models; by themselves ours leave it out on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...transformer import keep_padding
 from ..batches import Batches, mixed_seed
 from ..recipes import settings_for
 from .claim import Claim, Panel, Setup, losses, trial, update_seconds
@@ -67,7 +71,7 @@ def measure(setup: Setup) -> list[Row]:
         settings = settings_for(
             setup.task, "transformer", "quick", setup.device, options={"dropout": 0.0}, steps=updates, seed=setup.seed
         )
-        with trial(setup.task, settings, setup.data) as trainer:
+        with trial(setup.task, settings, setup.data) as trainer, keep_padding():
             examples = trainer.batches.examples
             batches = way.batches(examples, settings.batch_size, settings.seed, packed=way.packed)
             trainer.batches = batches
@@ -95,7 +99,7 @@ def counted(src_lengths: Tensor, tgt_lengths: Tensor) -> tuple[int, int]:
 def affordable(setup: Setup) -> int:
     """How many updates fit into the budget, if all ways were as slow as the first."""
     settings = settings_for(setup.task, "transformer", "quick", setup.device, steps=1)
-    with trial(setup.task, settings, setup.data) as probe:
+    with trial(setup.task, settings, setup.data) as probe, keep_padding():
         probe.batches = Shuffled(probe.batches.examples, settings.batch_size, settings.seed)
         seconds = update_seconds(probe)
     return max(FEWEST_UPDATES, min(MOST_UPDATES, int(60 * setup.minutes / (len(WAYS) * seconds))))

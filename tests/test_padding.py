@@ -1,0 +1,154 @@
+"""Padded batches whose padding a model leaves out by itself, on a CPU."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from undivided.transformer import (
+    Config,
+    NextToken,
+    SequenceClassifier,
+    TokenClassifier,
+    Transformer,
+    keep_padding,
+    padding,
+)
+
+# A longest row, one symbol, an empty row; batches longer than any row; together more padding than is worth leaving out.
+SRC, TGT = torch.tensor([30, 1, 17, 0, 9]), torch.tensor([12, 20, 1, 5, 0])
+PLACES_SRC, PLACES_TGT = 31, 22
+HEADS = (TokenClassifier, SequenceClassifier, NextToken)
+
+
+def ids(lengths, places, seed):
+    out = torch.randint(3, 20, (len(lengths), places), generator=torch.Generator().manual_seed(seed))
+    return out.masked_fill(~seen(lengths, places), 0)
+
+
+def seen(lengths, places):
+    return torch.arange(places) < lengths[:, None]
+
+
+def model(kind=Transformer, dtype=torch.float32, **changes):
+    torch.manual_seed(0)
+    sizes = dict(d_model=32, nheads=4, d_ff=48, activation="gelu")
+    return kind(Config(20, 20, **{**sizes, **changes})).to(dtype)
+
+
+def watch(made, monkeypatch):
+    """The shapes that go into the first blocks, seen without a hook."""
+    shapes = []
+    for stack in (made.encoder, getattr(made, "decoder", made.encoder)):
+        block = stack.blocks[0]
+        forward = type(block).forward
+
+        def watched(x, *args, block=block, forward=forward, **words):
+            shapes.append(tuple(x.shape[:2]))
+            return forward(block, x, *args, **words)
+
+        monkeypatch.setattr(block, "forward", watched)
+    return shapes
+
+
+def whole(made, src, tgt, **words):
+    return made(src, tgt, src_lengths=SRC, tgt_lengths=TGT, **words)
+
+
+SRC_IDS, TGT_IDS = ids(SRC, PLACES_SRC, 1), ids(TGT, PLACES_TGT, 2)
+CALLS = {
+    Transformer: (partial(whole, src=SRC_IDS, tgt=TGT_IDS), TGT, PLACES_TGT),
+    **{kind: (lambda made: made(SRC_IDS, SRC), SRC, PLACES_SRC) for kind in HEADS},
+}
+
+
+@pytest.mark.parametrize("positions", ("sinusoidal", "relative", "rotary"))
+@pytest.mark.parametrize("kind", CALLS)
+def test_logits_and_gradients_are_those_with_the_padding(kind, positions, monkeypatch):
+    made, (call, lengths, places) = model(kind, positions=positions), CALLS[kind]
+    shapes, results = watch(made, monkeypatch), []
+    for kept in (True, False):
+        with keep_padding() if kept else torch.enable_grad():
+            logits = call(made)
+        rows = torch.arange(len(lengths)) if kind is SequenceClassifier else seen(lengths, places)
+        rows = lengths > 0 if kind is SequenceClassifier else rows
+        dout = torch.randn(logits[rows].shape, generator=torch.Generator().manual_seed(3))
+        grads = torch.autograd.grad(logits[rows], list(made.parameters()), dout)
+        results.append([logits[rows], *grads])
+        if kind is Transformer:
+            assert bool((logits[~rows] != 0).any()) == kept
+    half = len(shapes) // 2
+    assert set(shapes[:half]) <= {(5, PLACES_SRC), (5, PLACES_TGT)}
+    assert set(shapes[half:]) <= {(1, int(SRC.sum())), (1, int(TGT.sum()))}
+    for right, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=2e-5)
+
+
+def test_an_encoder_alone_leaves_it_out_by_the_lengths_of_the_source(monkeypatch):
+    made = model().eval()
+    shapes = watch(made, monkeypatch)
+    with torch.no_grad():
+        logits = made(SRC_IDS, TGT_IDS, SRC)
+        assert shapes == [(1, int(SRC.sum())), (5, PLACES_TGT)]
+        with keep_padding():
+            right = made(SRC_IDS, TGT_IDS, SRC)
+        assert made.encoder(SRC_IDS, SRC)[~seen(SRC, PLACES_SRC)].eq(0).all()
+    torch.testing.assert_close(logits, right, rtol=1e-5, atol=2e-5)
+
+
+def test_autocast_leaves_it_out_too(monkeypatch):
+    made = model()
+    shapes = watch(made, monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = whole(made, SRC_IDS, TGT_IDS)
+    assert logits.dtype == torch.bfloat16 and shapes == [(1, int(SRC.sum())), (1, int(TGT.sum()))]
+
+
+def hooked(made):
+    made.encoder.blocks[1].feed_forward.register_forward_hook(lambda *_: None)
+    return whole(made, SRC_IDS, TGT_IDS)
+
+
+KEPT = {
+    "a hook": (model, hooked),
+    "no lengths": (model, lambda made: made(SRC_IDS, TGT_IDS)),
+    "float64": (partial(model, dtype=torch.float64), lambda made: whole(made, SRC_IDS, TGT_IDS)),
+    "heads too narrow for the kernel": (partial(model, nheads=8), lambda made: whole(made, SRC_IDS, TGT_IDS)),
+    "little padding": (model, lambda made: whole(made, SRC_IDS, TGT_IDS)),
+    "nothing else": (model, lambda made: made(SRC_IDS, TGT_IDS, 0 * SRC, 0 * TGT)),
+}
+
+
+@pytest.mark.parametrize("why", KEPT)
+def test_padding_is_kept_where_there_is(why, monkeypatch):
+    make, call = KEPT[why]
+    made = make()
+    monkeypatch.setattr(padding, "LEAST", 200 if why == "little padding" else padding.LEAST)
+    shapes = watch(made, monkeypatch)
+    call(made)
+    assert shapes == [(5, PLACES_SRC), (5, PLACES_TGT)]
+
+
+def test_a_graph_is_traced_with_the_padding():
+    made = model().eval()
+    with torch.no_grad():
+        right = whole(made, SRC_IDS, TGT_IDS)
+        found = torch.compile(made, fullgraph=True, backend="eager")(SRC_IDS, TGT_IDS, SRC, TGT)
+    rows = seen(TGT, PLACES_TGT)
+    assert found[~rows].ne(0).any()
+    torch.testing.assert_close(found[rows], right[rows], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "text"),
+    [
+        (torch.tensor([32, 1, 17, 0, 9]), ValueError, "hold values from 0 to 32; allowed: 0 to 31"),
+        (torch.tensor([30, 1, -17, 0, 9]), ValueError, "hold values from -17 to 30; allowed: 0 to 31"),
+        (torch.tensor([30.0, 1, 17, 0, 9]), TypeError, "key_lengths has dtype torch.float32"),
+    ],
+)
+def test_lengths_that_do_not_fit(lengths, error, text):
+    with pytest.raises(error, match=text):
+        model()(SRC_IDS, TGT_IDS, lengths, TGT)
