@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import Cache, Packing, pack, unpack
+from ..nn import Cache, Packing, unpack
 from .blocks import DecoderBlock, EncoderBlock, Stack
 from .captured import Captured
 from .checks import check_lengths
 from .config import Config
 from .decoding import Decoding
 from .generation import generate
-from .padding import to_leave_out
+from .padding import without_padding
 
 Caches = list[tuple[Cache, Cache]]
 
@@ -28,8 +28,8 @@ class Encoder(Stack):
 
     def forward(self, src: Tensor, src_lengths: Tensor | Packing | None = None) -> Tensor:
         check_lengths("src_lengths", src_lengths, self.embedding.check("src", src))
-        if to_leave_out(self, (src, src_lengths)):
-            packed, packing = pack(src, src_lengths)
+        if sides := without_padding(self, (src, src_lengths)):
+            ((packed, packing),) = sides
             return unpack(self.forward(packed, packing), packing, src.shape[1])
         start = src_lengths if isinstance(src_lengths, Packing) else 0
         x = self.embed(src, start)
@@ -108,10 +108,9 @@ class Transformer(nn.Module):
         packing = tgt_lengths if isinstance(tgt_lengths, Packing) else None
         if isinstance(src_lengths, Packing) != (packing is not None):
             raise TypeError("src and tgt must both be packed, with their packings as src_lengths and tgt_lengths")
-        if to_leave_out(self, (src, src_lengths), (tgt, tgt_lengths)):
-            (src, src_lengths), (read, packing) = pack(src, src_lengths), pack(tgt, tgt_lengths)
-            logits = self.decoder(read, self.encoder(src, src_lengths), src_lengths, packing=packing)
-            return unpack(logits, packing, tgt.shape[1])
+        if sides := without_padding(self, (src, src_lengths), (tgt, tgt_lengths)):
+            (packed, sources), (read, targets) = sides
+            return unpack(self.forward(packed, read, sources, targets), targets, tgt.shape[1])
         return self.decoder(tgt, self.encoder(src, src_lengths), src_lengths, packing=packing)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dispatch import AttentionCall, choose
-from ..nn import MultiHeadAttention, Packing
+from ..nn import MultiHeadAttention, Packing, pack
 from ..ops.attention_table import ATTENTION
 from ..ops.checks import INTEGERS, readable
 
@@ -38,21 +38,27 @@ def keep_padding() -> Iterator[None]:
         _KEPT.reset(token)
 
 
-def to_leave_out(model: nn.Module, *sides: tuple[Tensor, Tensor | Packing | None]) -> bool:
-    """Whether the padding of ids (batch, seqlen), by lengths (batch,), is worth leaving out.
+Side = tuple[Tensor, Tensor | Packing | None]  # ids (batch, seqlen), and their lengths (batch,)
+
+
+def without_padding(model: nn.Module, *sides: Side) -> list[tuple[Tensor, Packing]] | None:
+    """What `pack` makes of each side, or None where the padding is not worth leaving out.
 
     Only where a look at the lengths costs nothing, and a kernel has packed batches.
     """
     if torch.compiler.is_compiling() or _KEPT.get():
-        return False
-    tokens = places = 0
+        return None
+    tokens, places, known = 0, 0, []
     for ids, lengths in sides:
         if not isinstance(lengths, Tensor) or not readable(lengths) or not readable(ids):
-            return False
+            return None
         if lengths.dtype not in INTEGERS or ids.dim() != 2:  # sounds have three, and are heard with their padding
-            return False
+            return None
         tokens, places = tokens + int(lengths.sum()), places + ids.numel()
-    return 0 < tokens <= places - LEAST and all(map(allows, model.modules()))
+        known.append((ids, lengths))
+    if not 0 < tokens <= places - LEAST or not all(map(allows, model.modules())):
+        return None
+    return [pack(ids, lengths) for ids, lengths in known]
 
 
 def allows(module: nn.Module) -> bool:
