@@ -7,6 +7,10 @@ from functools import partial
 import pytest
 import torch
 
+from undivided.tasks.frames import SLOT
+from undivided.tasks.spelling import SPELLING
+from undivided.training.frames import FrameEmbedding
+from undivided.training.spelling import WordEmbedding
 from undivided.transformer import (
     Config,
     NextToken,
@@ -104,6 +108,34 @@ def test_autocast_leaves_it_out_too(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         logits = whole(made, SRC_IDS, TGT_IDS)
     assert logits.dtype == torch.bfloat16 and shapes == [(1, int(SRC.sum())), (1, int(TGT.sum()))]
+
+
+def spelled(made, embedding):
+    """Of tokens that are more than a number: src (batch, seqlen, ...)."""
+    made.encoder.embedding = embedding
+    return made.encoder
+
+
+def test_spelled_words_leave_it_out_and_sounds_do_not(monkeypatch):
+    made = model().eval()
+    shapes = watch(made, monkeypatch)
+    words = spelled(made, WordEmbedding(20, 32).eval())
+    src = torch.randint(0, 5, (5, PLACES_SRC, 1 + SPELLING))
+    with torch.no_grad():
+        left = words(src, SRC)
+        with keep_padding():
+            right = words(src, SRC)
+        sounds = spelled(made, FrameEmbedding(32))
+        sounds(torch.randint(0, 9, (5, PLACES_SRC, SLOT)), SRC)
+    assert shapes == [(1, int(SRC.sum())), (5, PLACES_SRC), (5, PLACES_SRC)]
+    rows = seen(SRC, PLACES_SRC)
+    torch.testing.assert_close(left[rows], right[rows], rtol=1e-5, atol=2e-5)
+
+
+def test_a_symbol_outside_the_vocabulary_is_named_in_the_padding_too():
+    src = SRC_IDS.masked_fill(~seen(SRC, PLACES_SRC), -100)
+    with pytest.raises(ValueError, match="id -100 is outside the vocabulary: allowed 0 to 19"):
+        model()(src, TGT_IDS, SRC, TGT)
 
 
 def hooked(made):

@@ -21,6 +21,8 @@ class FrameEmbedding(nn.Module):
     Whisper, Radford et al. 2023). Padding is silent to them: a row means the same in any batch.
     """
 
+    mixes_neighbours = True  # packed, the end of a sound would mix with the beginning of the next
+
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.first = nn.Conv1d(BANDS, d_model, KERNEL, STRIDE, padding=KERNEL // 2)

@@ -22,14 +22,15 @@ class Embedding(nn.Embedding):
 
     def check(self, name: str, ids: Tensor) -> Tensor:
         """Raises: TypeError or ValueError for what is no batch of symbol numbers."""
-        return check_ids(name, ids)
-
-    def forward(self, ids: Tensor) -> Tensor:
+        check_ids(name, ids)
         vocab = self.num_embeddings
         if not torch.compiler.is_compiling() and ids.device.type == "cpu" and ids.numel():
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high >= vocab:
                 raise ValueError(f"id {low if low < 0 else high} is outside the vocabulary: allowed 0 to {vocab - 1}")
+        return ids
+
+    def forward(self, ids: Tensor) -> Tensor:
         return super().forward(ids) * self.scale
 
 

@@ -104,6 +104,7 @@ class Transformer(nn.Module):
         Raises:
             ValueError, TypeError: a shape or dtype that does not fit, or one of the two is packed and the other not.
         """
+        check_lengths("src_lengths", src_lengths, self.encoder.embedding.check("src", src))
         check_lengths("tgt_lengths", tgt_lengths, self.decoder.embedding.check("tgt", tgt))
         packing = tgt_lengths if isinstance(tgt_lengths, Packing) else None
         if isinstance(src_lengths, Packing) != (packing is not None):
@@ -157,7 +158,7 @@ class Transformer(nn.Module):
     def cross_attention(self, src: Tensor, tgt: Tensor, src_lengths: Tensor | None = None) -> list[Tensor]:
         """Per decoder block, what each target position looks at: (batch, nheads, seqlen_tgt, seqlen_src)."""
         memory, positions = self.encoder(src, src_lengths), self.decoder.positions
-        x, maps = self.decoder.embed(tgt), []
+        x, maps = self.decoder.embed(self.decoder.embedding.check("tgt", tgt)), []
         for block in self.decoder.blocks:
             assert isinstance(block, DecoderBlock)
             seen: list[Tensor] = []

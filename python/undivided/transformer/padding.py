@@ -28,8 +28,9 @@ def keep_padding() -> Iterator[None]:
 
     On a CPU they leave it out by themselves where it is worth it: an encoder does by src_lengths, the whole model where
     it has tgt_lengths as well. What comes out is 0 at padding then, and inside the tokens lie as `undivided.nn.pack`
-    lays them, (1, total, d_model). A model with hooks keeps its padding. Also a decorator. It follows the current
-    thread or task, as torch.no_grad does.
+    lays them, (1, total, d_model). A model with hooks keeps its padding, as does one with a module that
+    says `mixes_neighbours`, such as a convolution over time. Also a decorator. It follows the current thread or task,
+    as torch.no_grad does.
     """
     token = _KEPT.set(True)
     try:
@@ -38,7 +39,7 @@ def keep_padding() -> Iterator[None]:
         _KEPT.reset(token)
 
 
-Side = tuple[Tensor, Tensor | Packing | None]  # ids (batch, seqlen), and their lengths (batch,)
+Side = tuple[Tensor, Tensor | Packing | None]  # symbols (batch, seqlen, ...), and their lengths (batch,)
 
 
 def without_padding(model: nn.Module, *sides: Side) -> list[tuple[Tensor, Packing]] | None:
@@ -52,9 +53,9 @@ def without_padding(model: nn.Module, *sides: Side) -> list[tuple[Tensor, Packin
     for ids, lengths in sides:
         if not isinstance(lengths, Tensor) or not readable(lengths) or not readable(ids):
             return None
-        if lengths.dtype not in INTEGERS or ids.dim() != 2:  # sounds have three, and are heard with their padding
+        if lengths.dtype not in INTEGERS:
             return None
-        tokens, places = tokens + int(lengths.sum()), places + ids.numel()
+        tokens, places = tokens + int(lengths.sum()), places + ids.shape[0] * ids.shape[1]
         known.append((ids, lengths))
     if not 0 < tokens <= places - LEAST or not all(map(allows, model.modules())):
         return None
@@ -62,7 +63,9 @@ def without_padding(model: nn.Module, *sides: Side) -> list[tuple[Tensor, Packin
 
 
 def allows(module: nn.Module) -> bool:
-    """Whether nobody looks at what goes into a module or comes out, expecting (batch, seqlen, d_model)."""
+    """Whether a module takes packed tokens, and nobody looks at them expecting (batch, seqlen, d_model)."""
+    if getattr(module, "mixes_neighbours", False):
+        return False
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
     return not isinstance(module, MultiHeadAttention) or has_kernel(module.q.weight.dtype, module.head_dim)

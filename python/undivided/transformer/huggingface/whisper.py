@@ -18,6 +18,8 @@ from .weights import Names
 class Convolutions(nn.Module):
     """A spectrogram (batch, bins, frames) as vectors (batch, (frames + 1) // 2, d_model)."""
 
+    mixes_neighbours = True
+
     def __init__(self, bins: int, d_model: int) -> None:
         super().__init__()
         self.bins = bins
