@@ -71,6 +71,43 @@ def test_it_is_torchs_linear_and_its_gradients(calls, rows, bias):
     assert calls and calls[0]
 
 
+def strided(kind, values):
+    """A bias whose elements do not lie one after the other."""
+    return values.repeat_interleave(2)[::2] if kind == "every second" else values[:1].expand(len(values))
+
+
+@needs_onednn
+@pytest.mark.parametrize("kind", ["every second", "one repeated"])
+def test_the_strides_of_a_bias_are_kept(calls, kind):
+    """oneDNN reads one as if it were contiguous."""
+    x, w, b = random(64, 24), random(40, 24, seed=1), strided(kind, random(40, seed=2))
+    torch.testing.assert_close(linear(x, w, b), F.linear(x, w, b))
+    assert calls == [True]
+
+
+needs_bfloat16 = pytest.mark.skipif(not products.ONEDNN_BFLOAT16, reason="oneDNN has no bfloat16 on this processor")
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("kind", [None, "every second", "one repeated"])
+def test_onednn_adds_a_bias_of_bfloat16(monkeypatch, kind):
+    taken, by_onednn = [], products._by_onednn
+    monkeypatch.setattr(products, "_processor", lambda: products.Processor())
+    monkeypatch.setattr(products, "_by_onednn", lambda x, *rest: taken.append(x.shape) or by_onednn(x, *rest))
+    b = random(40, seed=3).bfloat16()
+    b = b if kind is None else strided(kind, b)
+    with torch.no_grad():
+        for name, x in layouts(64, 24, 1):
+            for of_w, w in layouts(40, 24, 2):
+                x, w = x.bfloat16(), w.bfloat16()
+                exact = F.linear(x.double(), w.double(), b.double())
+                got = linear(x, w, b).double()
+                torch.testing.assert_close(got, exact, rtol=2**-8, atol=1e-3, msg=f"{name} {of_w}")
+    assert len(taken) == 36
+    linear(x, w, b)  # with a graph of autograd it is torch's
+    assert len(taken) == 36 and linear(x[:0], w, b).shape == (0, 40)
+
+
 @needs_onednn
 def test_derivatives_of_derivatives(calls):
     x, w, b = random(64, 8).requires_grad_(), random(50, 8, seed=1).requires_grad_(), random(50).requires_grad_()

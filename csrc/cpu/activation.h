@@ -11,19 +11,10 @@ struct Activated {
 };
 
 UNDIVIDED_INLINE Vec magnitude(Vec x) { return of_bits(bits_of(x) & 0x7fffffffU); }
+UNDIVIDED_INLINE Vec within(float most, Vec x) { return min(broadcast(most), max(broadcast(-most), x)); }
 
-// e^x, x cut to [-87, 87]: neither the result nor 1 / (1 + the result) is then denormal or infinite.
-UNDIVIDED_INLINE Vec exponential(Vec x) {
-  x = x > broadcast(87.0F) ? broadcast(87.0F) : x;
-  x = x < broadcast(-87.0F) ? broadcast(-87.0F) : x;
-  return exp2<5>(x * kLog2E);
-}
-
-// u cut to [-30, 30], beyond which every activation is u or 0 to the last bit: infinities then make no NaN.
-UNDIVIDED_INLINE Vec within_30(Vec u) {
-  u = u > broadcast(30.0F) ? broadcast(30.0F) : u;
-  return u < broadcast(-30.0F) ? broadcast(-30.0F) : u;
-}
+// e^-x for x from -87 to 87: neither the result nor 1 / (1 + the result) is denormal or infinite.
+UNDIVIDED_INLINE Vec exponential_of_minus(Vec x) { return exp2_normal<5>(x * -kLog2E); }
 
 template <int kActivation>
 struct Activation;
@@ -32,7 +23,7 @@ template <>
 struct Activation<kRelu> {
   static UNDIVIDED_INLINE Activated of(Vec u) {
     const Vec zero = zeros(), one = broadcast(1.0F);
-    return {u < zero ? zero : u, u > zero ? one : u - u};  // u - u: 0, or NaN for NaN
+    return {max(zero, u), u > zero ? one : u - u};  // u - u: 0, or NaN for NaN
   }
 };
 
@@ -43,9 +34,9 @@ struct Activation<kRelu> {
 template <>
 struct Activation<kGelu> {
   static UNDIVIDED_INLINE Activated of(Vec u) {
-    const Vec cut = within_30(u), a = magnitude(cut);
-    const Vec t = 1.0F / (a * 0.35F + 1.0F), half = a * a * -0.5F;
-    const Vec e = exponential(half < broadcast(-80.0F) ? broadcast(-80.0F) : half);
+    const Vec cut = within(30.0F, u), a = magnitude(cut);
+    const Vec t = reciprocal(a * 0.35F + 1.0F);
+    const Vec e = exp2_normal<5>(max(broadcast(-80.0F * kLog2E), a * a * (-0.5F * kLog2E)));
     Vec p = broadcast(-0.029145941138267517F);
     p = p * t + 0.1439717411994934F;
     p = p * t - 0.2557143568992615F;
@@ -57,28 +48,27 @@ struct Activation<kGelu> {
     p = p * t + 0.13962140679359436F;
     const Vec tail = p * t * e;
     const Vec phi = u > zeros() ? 1.0F - tail : tail;
-    return {(u < zeros() ? zeros() : u) - a * tail, cut * e * 0.3989422804F + phi};
+    return {max(zeros(), u) - a * tail, cut * e * 0.3989422804F + phi};
   }
 };
 
 // 1 - s is written e s, which keeps its digits where s is near 1.
 //
-// u (1 + tanh(w)) / 2 is u / (1 + e^(-2 w)), w = sqrt(2 / pi) (u + 0.044715 u^3).
+// u (1 + tanh(w)) / 2 is u / (1 + e^(-2 w)), w = sqrt(2 / pi) (u + 0.044715 u^3). From 9.9 on it is u to the last bit.
 template <>
 struct Activation<kGeluTanh> {
   static UNDIVIDED_INLINE Activated of(Vec u) {
-    const Vec cut = within_30(u), square = cut * cut;
-    const Vec twice_w = cut * (square * 0.07135481627F + 1.5957691216F);
-    const Vec e = exponential(-twice_w), s = 1.0F / (e + 1.0F);
+    const Vec cut = within(9.9F, u), square = cut * cut;
+    const Vec e = exponential_of_minus(cut * (square * 0.07135481627F + 1.5957691216F)), s = reciprocal(e + 1.0F);
     const Vec slope_w = square * (3.0F * 0.07135481627F) + 1.5957691216F;
-    return {u > broadcast(30.0F) ? u : cut * s, cut * s * (e * s) * slope_w + s};
+    return {max(broadcast(-9.9F), u) * s, cut * s * (e * s) * slope_w + s};
   }
 };
 
 template <>
 struct Activation<kSilu> {
   static UNDIVIDED_INLINE Activated of(Vec u) {
-    const Vec e = exponential(-u), s = 1.0F / (e + 1.0F);
+    const Vec e = exponential_of_minus(within(87.0F, u)), s = reciprocal(e + 1.0F);
     return {u * s, s * (u * (e * s) + 1.0F)};
   }
 };

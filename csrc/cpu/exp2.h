@@ -30,27 +30,36 @@ UNDIVIDED_INLINE Vec exp2_fraction(Vec f) {
   return p * f + 1.0F;
 }
 
+// 2^x for x from -126 to 127; NaN for NaN.
+template <int kDegree>
+UNDIVIDED_INLINE Vec exp2_normal(Vec x) {
+#if defined(__AVX512F__)
+  const Vec f = (Vec)_mm512_reduce_ps((__m512)x, 0x09);  // x - floor(x)
+  return (Vec)_mm512_scalef_ps((__m512)exp2_fraction<kDegree>(f), (__m512)x);
+#else
+#if defined(__AVX2__)
+  const Vec whole = (Vec)_mm256_floor_ps((__m256)x);
+#else
+  Vec whole = __builtin_convertvector(__builtin_convertvector(x, IntVec), Vec);
+  whole = whole > x ? whole - 1.0F : whole;
+#endif
+  const IntVec exponent = (__builtin_convertvector(whole, IntVec) + 127) << 23;
+  return exp2_fraction<kDegree>(x - whole) * of_bits((UintVec)exponent);
+#endif
+}
+
 // 2^x. 0 for -inf and whatever is under the normal numbers, NaN for NaN. Intel's processors make and multiply denormal
 // ones in microcode: far keys under ALiBi, whose weights they are, took most of the time.
 template <int kDegree>
 UNDIVIDED_INLINE Vec exp2(Vec x) {
 #if defined(__AVX512F__)
-  const Vec f = (Vec)_mm512_reduce_ps((__m512)x, 0x09);  // x - floor(x); 0 for an infinity
+  const Vec f = (Vec)_mm512_reduce_ps((__m512)x, 0x09);  // 0 for an infinity
   const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0F), _CMP_NLT_UQ);
   return (Vec)_mm512_maskz_scalef_ps(normal, (__m512)exp2_fraction<kDegree>(f), (__m512)x);
 #else
   // Written so that a NaN is never the one that a comparison drops.
-  const Vec low = broadcast(-127.0F), high = broadcast(127.0F);
-  Vec clamped = low > x ? low : x;
-  clamped = high < clamped ? high : clamped;
-#if defined(__AVX2__)
-  const Vec whole = (Vec)_mm256_floor_ps((__m256)clamped);
-#else
-  Vec whole = __builtin_convertvector(__builtin_convertvector(clamped, IntVec), Vec);
-  whole = whole > clamped ? whole - 1.0F : whole;
-#endif
-  const IntVec exponent = (__builtin_convertvector(whole, IntVec) + 127) << 23;
-  const Vec result = exp2_fraction<kDegree>(clamped - whole) * of_bits((UintVec)exponent);
+  const Vec clamped = min(broadcast(127.0F), max(broadcast(-127.0F), x));
+  const Vec result = exp2_normal<kDegree>(clamped);
   return x < -126.0F ? zeros() : result;
 #endif
 }

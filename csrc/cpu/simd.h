@@ -228,7 +228,31 @@ UNDIVIDED_INLINE float sum(Vec v) {
 }
 
 UNDIVIDED_INLINE Vec select(IntVec condition, Vec yes, Vec no) { return condition ? yes : no; }
-UNDIVIDED_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
-UNDIVIDED_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+
+// b where one of the two is NaN. Of the comparison alone GCC makes two instructions, one of them into a mask.
+UNDIVIDED_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+UNDIVIDED_INLINE Vec min(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// 1 / x, for x from 2^-125 to 2^125; NaN for NaN. A division takes a core of Intel 16 cycles.
+UNDIVIDED_INLINE Vec reciprocal(Vec x) {
+#if defined(__AVX512F__)
+  const Vec near = (Vec)_mm512_rcp14_ps((__m512)x);
+  return near * (1.0F - x * near) + near;
+#else
+  return 1.0F / x;
+#endif
+}
 
 }  // namespace undivided::UNDIVIDED_VARIANT

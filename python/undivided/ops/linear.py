@@ -80,13 +80,14 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     ):
         return F.linear(x, w, bias)
     few = None if autocast else for_few_rows(x, w)
+    differentiable = torch.is_grad_enabled()
+    added = None if differentiable else bias  # what oneDNN gains by adding it is less than autograd takes in Python
     if (
-        not (few is not None or by_widening(x, w, dtype) or (not autocast and by_onednn(x, w)))
+        not (few is not None or by_widening(x, w, dtype) or (not autocast and by_onednn(x, w, added)))
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     ):
         return F.linear(x, w, bias)
-    differentiable = torch.is_grad_enabled()
     if few is not None and not differentiable:
         return few(x, w, bias)
     rows = x.flatten(0, -2) if x.dim() != 2 else x
