@@ -14,7 +14,7 @@ UNDIVIDED_INLINE void backward_row(const FeedForwardBackward& call, int64_t star
     const int64_t at = start + i;
     const Block h = load_ahead(static_cast<const T*>(call.h) + at, n);
     const Block da = load_ahead(static_cast<const T*>(call.da) + at, n);
-    const Activated first = Activation<kActivation>::of(h.a), second = Activation<kActivation>::of(h.b);
+    const Activated first = Activation<kActivation, T>::of(h.a), second = Activation<kActivation, T>::of(h.b);
     Block a{first.value, second.value}, dh = da * Block{first.slope, second.slope};
     if constexpr (kGated) {
       const Block gate = load_ahead(static_cast<const T*>(call.gate) + at, n);

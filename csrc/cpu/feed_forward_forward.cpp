@@ -23,7 +23,7 @@ void forward_all(const FeedForwardForward& call) {
         Block h = load_ahead(static_cast<const T*>(call.h) + start + i, n);
         if (bias != nullptr) h = h + load_block(bias + i);
         if (call.kept != nullptr && bias != nullptr) store_some(static_cast<T*>(call.kept) + start + i, h, n);
-        Block a{Activation<kActivation>::of(h.a).value, Activation<kActivation>::of(h.b).value};
+        Block a{Activation<kActivation, T>::of(h.a).value, Activation<kActivation, T>::of(h.b).value};
         if constexpr (kGated) a = a * load_ahead(static_cast<const T*>(call.gate) + start + i, n);
         store_some(static_cast<T*>(call.a) + start + i, a, n);
       });

@@ -245,11 +245,18 @@ UNDIVIDED_INLINE Vec min(Vec a, Vec b) {
 #endif
 }
 
-// 1 / x, for x from 2^-125 to 2^125; NaN for NaN. A division takes a core of Intel 16 cycles.
+// 1 / x, for x from 2^-125 to 2^125; NaN for NaN. `rough` is within a factor of 1 +- 6.2e-5.
+UNDIVIDED_INLINE Vec rough_reciprocal(Vec x) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_rcp14_ps((__m512)x);
+#else
+  return 1.0F / x;
+#endif
+}
 UNDIVIDED_INLINE Vec reciprocal(Vec x) {
 #if defined(__AVX512F__)
-  const Vec near = (Vec)_mm512_rcp14_ps((__m512)x);
-  return near * (1.0F - x * near) + near;
+  const Vec rough = rough_reciprocal(x);
+  return rough * (1.0F - x * rough) + rough;
 #else
   return 1.0F / x;
 #endif
