@@ -10,7 +10,7 @@ namespace undivided::UNDIVIDED_VARIANT {
 
 template <class T, int kActivation, bool kGated>
 UNDIVIDED_INLINE void backward_row(const FeedForwardBackward& call, int64_t start, float* sums) {
-  each_block(call.columns, [&](int64_t i, int n) {
+  each_block(call.columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
     const int64_t at = start + i;
     const Block h = load_ahead(static_cast<const T*>(call.h) + at, n);
     const Block da = load_ahead(static_cast<const T*>(call.da) + at, n);

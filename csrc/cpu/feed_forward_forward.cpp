@@ -19,7 +19,7 @@ void forward_all(const FeedForwardForward& call) {
     const int64_t end = call.rows * (task + 1) / threads;
     for (int64_t row = call.rows * task / threads; row < end; ++row) {
       const int64_t start = row * columns;
-      each_block(columns, [&](int64_t i, int n) {
+      each_block(columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
         Block h = load_ahead(static_cast<const T*>(call.h) + start + i, n);
         if (bias != nullptr) h = h + load_block(bias + i);
         if (call.kept != nullptr && bias != nullptr) store_some(static_cast<T*>(call.kept) + start + i, h, n);

@@ -29,7 +29,7 @@ UNDIVIDED_INLINE void sums_around(const T* x, const ForwardColumns& by_column, i
     from[r] = block_of(kCentered ? center[r] : 0.0F);
     first[r] = second[r] = block_of(0.0F);
   }
-  each_block(columns, [&](int64_t i, int n) {
+  each_block(columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
     for (int r = 0; r < kRows; ++r) {
       const T* at = x + r * columns + i;
       Block v = kNextRows<T> ? load_some(at, n) : load_ahead(at, n);
@@ -85,7 +85,7 @@ UNDIVIDED_INLINE void normalise_rows(const T* x, T* y, T* summed, const ForwardC
     center[r] = block_of(mean[r]);
     scale[r] = block_of(rstd[r]);
   }
-  each_block(columns, [&](int64_t i, int n) {
+  each_block(columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
     const Block weight = load_block(by_column.weight + i);
     const Block bias = kCentered ? load_block(by_column.bias + i) : block_of(0.0F);
     for (int r = 0; r < kRows; ++r) {
@@ -110,7 +110,7 @@ UNDIVIDED_INLINE void forward_rows(const NormForward& call, const ForwardColumns
     summed = static_cast<T*>(call.summed) + start;
     // The passes below need the sum in the first-level cache; what goes past the caches waits in scratch till then.
     T* here = kStream ? static_cast<T*>(scratch(kRows * columns * sizeof(T), 1)) : summed;
-    each_block(kRows * columns, [&](int64_t i, int n) {
+    each_block(kRows * columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
       store_some(here + i, load_ahead(x + i, n) + load_ahead(residual + i, n), n);
     });
     x = here;

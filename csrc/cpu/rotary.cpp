@@ -28,7 +28,7 @@ template <bool kStream, class T>
 UNDIVIDED_INLINE void turn_token(const Rotary& call, const T* x, T* y, const float* cosine, const float* sine) {
   const int64_t half = call.half;
   for (int64_t h = 0; h < call.nheads; ++h, x += call.x_h, y += 2 * half) {
-    each_block(half, [&](int64_t i, int n) {
+    each_block(half, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
       const Block c = load_block(cosine + i), s = load_block(sine + i);
       const Block first = load_ahead(x + i, n), second = load_ahead(x + half + i, n);
       store_or_stream<kStream>(y + i, first * c - second * s, n);
