@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from undivided.ops import checks, registration
 from undivided.products import for_few_rows, product
-from undivided.transformer.embedding import Embedding
 
 Run = Callable[[], Tensor]
 
@@ -140,7 +139,6 @@ def as_on_a_gpu(recording: Recording) -> Iterator[None]:
         patch.setattr(linear, "by_registered_op", lambda *values: False)
         patch.setattr(linear, "product", node)
         patch.setattr(linear, "for_few_rows", lambda x, w: None if for_few_rows(x, w) is None else node)
-        patch.setattr(Embedding, "forward", lambda self, ids: nn.Embedding.forward(self, ids) * self.scale)
         for word in OUTSIDE:
             patch.setattr(Tensor, word, guarded(recording, word), raising=False)
         yield

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.checks import readable
 from .checks import check_ids
 
 
@@ -24,7 +24,7 @@ class Embedding(nn.Embedding):
         """Raises: TypeError or ValueError for what is no batch of symbol numbers."""
         check_ids(name, ids)
         vocab = self.num_embeddings
-        if not torch.compiler.is_compiling() and ids.device.type == "cpu" and ids.numel():
+        if readable(ids):
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high >= vocab:
                 raise ValueError(f"id {low if low < 0 else high} is outside the vocabulary: allowed 0 to {vocab - 1}")
