@@ -163,6 +163,17 @@ def test_padding_is_kept_where_there_is(why, monkeypatch):
     assert shapes == [(5, PLACES_SRC), (5, PLACES_TGT)]
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch: the trace is not of everything
+def test_a_trace_of_torch_jit_is_for_any_lengths():
+    made = model().eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(made, (SRC_IDS, TGT_IDS, SRC, TGT), check_trace=False)
+        found, right = traced(SRC_IDS, TGT_IDS, SRC.flip(0), TGT), made(SRC_IDS, TGT_IDS, SRC.flip(0), TGT)
+    rows = seen(TGT, PLACES_TGT)
+    assert found[~rows].ne(0).any()  # the longest length would be a number in it
+    torch.testing.assert_close(found[rows], right[rows], rtol=1e-5, atol=2e-5)
+
+
 def test_a_graph_is_traced_with_the_padding():
     made = model().eval()
     with torch.no_grad():

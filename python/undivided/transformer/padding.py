@@ -47,7 +47,7 @@ def without_padding(model: nn.Module, *sides: Side) -> list[tuple[Tensor, Packin
 
     Only where a look at the lengths costs nothing, and a kernel has packed batches.
     """
-    if torch.compiler.is_compiling() or _KEPT.get():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _KEPT.get():
         return None
     tokens, places, known = 0, 0, []
     for ids, lengths in sides:
