@@ -51,12 +51,12 @@ def replaced(functions: Mapping[str, Callable[..., Any]], pads: bool) -> Iterato
             setattr(ops, name, function)
 
 
-def on_backend(backend: str, packed: bool = False) -> Implementation:
-    """Every op with `backend`."""
+def on_backend(backend: str, packed: bool = False, pads: bool = False) -> Implementation:
+    """Every op with `backend`; packed, pads: how the batch goes in, and through the model."""
     import undivided
 
     functions = {name: partial(getattr(undivided, name), backend=backend) for name in NAMES}
-    return Implementation(lambda: replaced(functions, pads=backend == "reference"), packed=packed)
+    return Implementation(lambda: replaced(functions, pads or backend == "reference"), packed=packed)
 
 
 def on_torch(compiles: bool = False) -> Implementation:

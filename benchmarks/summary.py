@@ -19,7 +19,7 @@ MODES = {
     "tokens": ("forward", ", all tokens"),
 }
 # A provider that is no backend but another way to use what `auto` takes: what is added to the name of the case.
-WAYS = {"undivided packed": ", packed"}
+WAYS = {"undivided packed": ", packed", "undivided padded": ", padding kept"}
 
 
 def summaries(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:

@@ -113,12 +113,16 @@ def setup(case: Case, device: str) -> tuple[nn.Module, tuple[Tensor, ...], torch
 
 def providers(device: str, backends: Sequence[str]) -> list[Provider | Absent]:
     """The padded batch on everybody, and packed on our kernels; torch has no attention for packed batches on a CPU.
-    On a GPU nothing is compiled: twelve layers take longer than a run has."""
+    There ours leaves the padding out by itself; `undivided padded` carries it along, as it does on a GPU. On a GPU
+    nothing is compiled: twelve layers take longer than a run has."""
     import undivided
 
-    packed = Provider("undivided packed", undivided.__version__, lambda *_: on_backend("auto", packed=True), "auto")
+    ways = [("undivided packed", on_backend("auto", packed=True))]
+    if device == "cpu":
+        ways.append(("undivided padded", on_backend("auto", pads=True)))
+    ours = [Provider(name, undivided.__version__, lambda *_, way=way: way, "auto") for name, way in ways]
     found = implementations.providers(device, backends)
-    return [packed, *(one for one in found if device == "cpu" or one.name != "torch.compile")]
+    return [*ours, *(one for one in found if device == "cpu" or one.name != "torch.compile")]
 
 
 def build(implementation: Any, case: Case, mode: str, device: str) -> Runnable:

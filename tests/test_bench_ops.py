@@ -147,7 +147,7 @@ def test_layers(kind, dtype):
 def test_training_step(dtype, positions):
     case = training_step.Case(2, 1, 32, 2, 64, dtype, positions)
     rows = measure(training_step.TRAINING_STEP, case)
-    names = ("undivided packed", "undivided auto", "undivided reference", "torch")
+    names = ("undivided packed", "undivided padded", "undivided auto", "undivided reference", "torch")
     assert timed(rows) >= {(name, "step") for name in names}
     assert rows[0].items == sum(lengths.batch("verses", 2)) + sum(lengths.batch("plain verses", 2))
 
@@ -167,6 +167,32 @@ def test_the_model_on_plain_torch_calls_nothing_of_ours(monkeypatch):
     generation.build(on_torch(), generation.Case(1, 2, 1, 16, 2, 32, "float32"), "tokens", "cpu")()
     with pytest.raises(AssertionError, match="of ours ran"):
         generation.build(on_backend("auto"), generation.Case(1, 2, 1, 16, 2, 32, "float32"), "tokens", "cpu")()
+
+
+def test_only_ours_leaves_the_padding_out(monkeypatch):
+    """Not plain torch, the reference, or one that is to keep it; all have the same losses."""
+    model, case, left_out = (
+        sys.modules["undivided.transformer.model"],
+        training_step.Case(8, 1, 16, 2, 32, "float32"),
+        [],
+    )
+    without_padding = model.without_padding
+
+    def counted(*given):
+        found = without_padding(*given)
+        left_out.append(found is not None)
+        return found
+
+    monkeypatch.setattr(model, "without_padding", counted)
+    expected = {on_backend("auto"): True, on_backend("auto", pads=True): False, on_torch(): False}
+    expected |= {on_backend("reference"): False}
+    losses = []
+    for way, leaves_out in expected.items():
+        left_out.clear()
+        losses.append(training_step.build(way, case, "step", "cpu")()[0])
+        assert any(left_out) == leaves_out
+    for other in losses[1:]:
+        torch.testing.assert_close(other, losses[0], rtol=1e-4, atol=1e-4)
 
 
 def test_training_step_leaves_the_weights_as_they_are():
