@@ -255,8 +255,10 @@ UNDIVIDED_INLINE Vec rough_reciprocal(Vec x) {
 }
 UNDIVIDED_INLINE Vec reciprocal(Vec x) {
 #if defined(__AVX512F__)
-  const Vec rough = rough_reciprocal(x);
-  return rough * (1.0F - x * rough) + rough;
+  // One step of Newton's; what is left of 1 is lost where it is not made by a fused multiply-add.
+  const __m512 rough = (__m512)rough_reciprocal(x);
+  const __m512 left = _mm512_fnmadd_ps((__m512)x, rough, _mm512_set1_ps(1.0F));
+  return (Vec)_mm512_fmadd_ps(rough, left, rough);
 #else
   return 1.0F / x;
 #endif
