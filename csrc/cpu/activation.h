@@ -1,7 +1,8 @@
 // Activations of the feed-forward network and their derivatives, a vector at a time. NaN stays NaN.
 #pragma once
 
-#include "blocks.h"
+#include <type_traits>
+
 #include "exp2.h"
 #include "feed_forward.h"
 
@@ -14,14 +15,14 @@ struct Activated {
 UNDIVIDED_INLINE Vec magnitude(Vec x) { return of_bits(bits_of(x) & 0x7fffffffU); }
 UNDIVIDED_INLINE Vec within(float most, Vec x) { return min(broadcast(most), max(broadcast(-most), x)); }
 
-// What a pass takes for its parts. For bfloat16, whose roundings are 2e-3, relative errors of 7e-5 are enough.
+// Functions to as many digits as T has: for bfloat16, whose roundings are 4e-3, relative errors of 7e-5 are enough.
 template <class T>
-struct Exact {
+struct Enough {
   static UNDIVIDED_INLINE Vec exp2_of(Vec x) { return exp2_normal<5>(x); }
   static UNDIVIDED_INLINE Vec inverse(Vec x) { return reciprocal(x); }
 };
 template <>
-struct Exact<bfloat16> {
+struct Enough<bfloat16> {
   static UNDIVIDED_INLINE Vec exp2_of(Vec x) { return exp2_normal<4>(x); }
   static UNDIVIDED_INLINE Vec inverse(Vec x) { return rough_reciprocal(x); }
 };
@@ -29,7 +30,7 @@ struct Exact<bfloat16> {
 // e^-x for x from -87 to 87: neither the result nor 1 / (1 + the result) is denormal or infinite.
 template <class T>
 UNDIVIDED_INLINE Vec exponential_of_minus(Vec x) {
-  return Exact<T>::exp2_of(x * -kLog2E);
+  return Enough<T>::exp2_of(x * -kLog2E);
 }
 
 template <int kActivation, class T>
@@ -47,8 +48,8 @@ struct Activation<kRelu, T> {
 // Stegun 7.1.26, with polynomials fitted to a relative error of 3.2e-8 and, for bfloat16, 1.1e-5.
 template <class T>
 UNDIVIDED_INLINE Vec scaled_tail(Vec a) {
-  if constexpr (kEvenOdd<T>) {
-    const Vec t = Exact<T>::inverse(a * 0.32F + 1.0F);
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    const Vec t = Enough<T>::inverse(a * 0.32F + 1.0F);
     Vec p = broadcast(-0.06677383F);
     p = p * t + 0.13958382F;
     p = p * t + 0.049616120F;
@@ -57,7 +58,7 @@ UNDIVIDED_INLINE Vec scaled_tail(Vec a) {
     p = p * t + 0.12768969F;
     return p * t;
   } else {
-    const Vec t = Exact<T>::inverse(a * 0.35F + 1.0F);
+    const Vec t = Enough<T>::inverse(a * 0.35F + 1.0F);
     Vec p = broadcast(-0.029145941138267517F);
     p = p * t + 0.1439717411994934F;
     p = p * t - 0.2557143568992615F;
@@ -78,7 +79,7 @@ struct Activation<kGelu, T> {
   static UNDIVIDED_INLINE Activated of(Vec u) {
     // Beyond 30 it is u or 0 to the last bit: infinities then make no NaN.
     const Vec cut = within(30.0F, u), a = magnitude(cut);
-    const Vec e = Exact<T>::exp2_of(max(broadcast(-80.0F * kLog2E), a * a * (-0.5F * kLog2E)));
+    const Vec e = Enough<T>::exp2_of(max(broadcast(-80.0F * kLog2E), a * a * (-0.5F * kLog2E)));
     const Vec tail = scaled_tail<T>(a) * e;
     const Vec phi = u > zeros() ? 1.0F - tail : tail;
     return {max(zeros(), u) - a * tail, cut * e * 0.3989422804F + phi};
@@ -93,7 +94,7 @@ struct Activation<kGeluTanh, T> {
   static UNDIVIDED_INLINE Activated of(Vec u) {
     const Vec cut = within(9.9F, u), square = cut * cut;
     const Vec e = exponential_of_minus<T>(cut * (square * 0.07135481627F + 1.5957691216F));
-    const Vec s = Exact<T>::inverse(e + 1.0F), slope_w = square * (3.0F * 0.07135481627F) + 1.5957691216F;
+    const Vec s = Enough<T>::inverse(e + 1.0F), slope_w = square * (3.0F * 0.07135481627F) + 1.5957691216F;
     return {max(broadcast(-9.9F), u) * s, cut * s * (e * s) * slope_w + s};
   }
 };
@@ -101,7 +102,7 @@ struct Activation<kGeluTanh, T> {
 template <class T>
 struct Activation<kSilu, T> {
   static UNDIVIDED_INLINE Activated of(Vec u) {
-    const Vec e = exponential_of_minus<T>(within(87.0F, u)), s = Exact<T>::inverse(e + 1.0F);
+    const Vec e = exponential_of_minus<T>(within(87.0F, u)), s = Enough<T>::inverse(e + 1.0F);
     return {u * s, s * (u * (e * s) + 1.0F)};
   }
 };
