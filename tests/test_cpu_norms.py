@@ -135,6 +135,20 @@ def test_streaming_stores_give_the_same_bits():
     assert torch.equal(dx[-64:], layer_norm_backward(x[-64:], None, x[-64:], weight, mean[-64:], rstd[-64:], True)[0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_come_one_by_one_have_the_bits_of_two_at_a_time(dtype):
+    """From 1 MiB of x on the backward takes them singly."""
+    x, dy, dsummed, weight, _, _ = make((1037, 512), dtype, dtype, False)
+    _, _, mean, rstd = layer_norm_forward(x, weight, weight, None, 1e-5)
+    dx, dweight, dbias = layer_norm_backward(dy, dsummed, x, weight, mean, rstd, True)
+    few = slice(1000, 1037)
+    small = layer_norm_backward(dy[few], dsummed[few], x[few], weight, mean[few], rstd[few], True)[0]
+    assert torch.equal(dx[few], small)
+    xhat = (x.double() - mean.double()[:, None]) * rstd.double()[:, None]
+    for got, exact in ((dweight, (dy.double() * xhat).sum(0)), (dbias, dy.double().sum(0))):
+        torch.testing.assert_close(got.double(), exact, rtol=ROUNDING[dtype], atol=2e-4)
+
+
 def test_expanded_and_transposed_gradients():
     """`y.sum().backward()` gives a dy with stride 0."""
     x, _, _, weight, bias, _ = make((37, 257), torch.float32, torch.float32, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -57,35 +58,30 @@ def watch(made, monkeypatch):
     return shapes
 
 
-def whole(made, src, tgt, **words):
-    return made(src, tgt, src_lengths=SRC, tgt_lengths=TGT, **words)
-
-
 SRC_IDS, TGT_IDS = ids(SRC, PLACES_SRC, 1), ids(TGT, PLACES_TGT, 2)
-CALLS = {
-    Transformer: (partial(whole, src=SRC_IDS, tgt=TGT_IDS), TGT, PLACES_TGT),
-    **{kind: (lambda made: made(SRC_IDS, SRC), SRC, PLACES_SRC) for kind in HEADS},
-}
+PADDED = [(5, PLACES_SRC), (5, PLACES_TGT)]
+LEFT_OUT = [(1, int(SRC.sum())), (1, int(TGT.sum()))]
+
+
+def whole(made):
+    return made(SRC_IDS, TGT_IDS, src_lengths=SRC, tgt_lengths=TGT)
 
 
 @pytest.mark.parametrize("positions", ("sinusoidal", "relative", "rotary"))
-@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.parametrize("kind", (Transformer, *HEADS))
 def test_logits_and_gradients_are_those_with_the_padding(kind, positions, monkeypatch):
-    made, (call, lengths, places) = model(kind, positions=positions), CALLS[kind]
-    shapes, results = watch(made, monkeypatch), []
+    made, results = model(kind, positions=positions), []
+    shapes, stacks = watch(made, monkeypatch), 2 if kind is Transformer else 1
+    rows = {Transformer: seen(TGT, PLACES_TGT), SequenceClassifier: SRC > 0}.get(kind, seen(SRC, PLACES_SRC))
     for kept in (True, False):
-        with keep_padding() if kept else torch.enable_grad():
-            logits = call(made)
-        rows = torch.arange(len(lengths)) if kind is SequenceClassifier else seen(lengths, places)
-        rows = lengths > 0 if kind is SequenceClassifier else rows
+        with keep_padding() if kept else nullcontext():
+            logits = whole(made) if kind is Transformer else made(SRC_IDS, SRC)
         dout = torch.randn(logits[rows].shape, generator=torch.Generator().manual_seed(3))
         grads = torch.autograd.grad(logits[rows], list(made.parameters()), dout)
         results.append([logits[rows], *grads])
         if kind is Transformer:
             assert bool((logits[~rows] != 0).any()) == kept
-    half = len(shapes) // 2
-    assert set(shapes[:half]) <= {(5, PLACES_SRC), (5, PLACES_TGT)}
-    assert set(shapes[half:]) <= {(1, int(SRC.sum())), (1, int(TGT.sum()))}
+    assert shapes == [*PADDED[:stacks], *LEFT_OUT[:stacks]]
     for right, got in zip(*results, strict=True):
         torch.testing.assert_close(got, right, rtol=1e-5, atol=2e-5)
 
@@ -95,7 +91,7 @@ def test_an_encoder_alone_leaves_it_out_by_the_lengths_of_the_source(monkeypatch
     shapes = watch(made, monkeypatch)
     with torch.no_grad():
         logits = made(SRC_IDS, TGT_IDS, SRC)
-        assert shapes == [(1, int(SRC.sum())), (5, PLACES_TGT)]
+        assert shapes == [LEFT_OUT[0], PADDED[1]]
         with keep_padding():
             right = made(SRC_IDS, TGT_IDS, SRC)
         assert made.encoder(SRC_IDS, SRC)[~seen(SRC, PLACES_SRC)].eq(0).all()
@@ -106,28 +102,21 @@ def test_autocast_leaves_it_out_too(monkeypatch):
     made = model()
     shapes = watch(made, monkeypatch)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = whole(made, SRC_IDS, TGT_IDS)
-    assert logits.dtype == torch.bfloat16 and shapes == [(1, int(SRC.sum())), (1, int(TGT.sum()))]
-
-
-def spelled(made, embedding):
-    """Of tokens that are more than a number: src (batch, seqlen, ...)."""
-    made.encoder.embedding = embedding
-    return made.encoder
+        logits = whole(made)
+    assert logits.dtype == torch.bfloat16 and shapes == LEFT_OUT
 
 
 def test_spelled_words_leave_it_out_and_sounds_do_not(monkeypatch):
     made = model().eval()
-    shapes = watch(made, monkeypatch)
-    words = spelled(made, WordEmbedding(20, 32).eval())
-    src = torch.randint(0, 5, (5, PLACES_SRC, 1 + SPELLING))
+    shapes, encoder = watch(made, monkeypatch), made.encoder
+    encoder.embedding, src = WordEmbedding(20, 32).eval(), torch.randint(0, 5, (5, PLACES_SRC, 1 + SPELLING))
     with torch.no_grad():
-        left = words(src, SRC)
+        left = encoder(src, SRC)
         with keep_padding():
-            right = words(src, SRC)
-        sounds = spelled(made, FrameEmbedding(32))
-        sounds(torch.randint(0, 9, (5, PLACES_SRC, SLOT)), SRC)
-    assert shapes == [(1, int(SRC.sum())), (5, PLACES_SRC), (5, PLACES_SRC)]
+            right = encoder(src, SRC)
+        encoder.embedding = FrameEmbedding(32)
+        encoder(torch.randint(0, 9, (5, PLACES_SRC, SLOT)), SRC)
+    assert shapes == [LEFT_OUT[0], PADDED[0], PADDED[0]]
     rows = seen(SRC, PLACES_SRC)
     torch.testing.assert_close(left[rows], right[rows], rtol=1e-5, atol=2e-5)
 
@@ -140,15 +129,15 @@ def test_a_symbol_outside_the_vocabulary_is_named_in_the_padding_too():
 
 def hooked(made):
     made.encoder.blocks[1].feed_forward.register_forward_hook(lambda *_: None)
-    return whole(made, SRC_IDS, TGT_IDS)
+    return whole(made)
 
 
 KEPT = {
     "a hook": (model, hooked),
     "no lengths": (model, lambda made: made(SRC_IDS, TGT_IDS)),
-    "float64": (partial(model, dtype=torch.float64), lambda made: whole(made, SRC_IDS, TGT_IDS)),
-    "heads too narrow for the kernel": (partial(model, nheads=8), lambda made: whole(made, SRC_IDS, TGT_IDS)),
-    "little padding": (model, lambda made: whole(made, SRC_IDS, TGT_IDS)),
+    "float64": (partial(model, dtype=torch.float64), whole),
+    "heads too narrow for the kernel": (partial(model, nheads=8), whole),
+    "little padding": (model, whole),
     "nothing else": (model, lambda made: made(SRC_IDS, TGT_IDS, 0 * SRC, 0 * TGT)),
 }
 
@@ -160,7 +149,7 @@ def test_padding_is_kept_where_there_is(why, monkeypatch):
     monkeypatch.setattr(padding, "LEAST", 200 if why == "little padding" else padding.LEAST)
     shapes = watch(made, monkeypatch)
     call(made)
-    assert shapes == [(5, PLACES_SRC), (5, PLACES_TGT)]
+    assert shapes == PADDED
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch: the trace is not of everything
@@ -177,7 +166,7 @@ def test_a_trace_of_torch_jit_is_for_any_lengths():
 def test_a_graph_is_traced_with_the_padding():
     made = model().eval()
     with torch.no_grad():
-        right = whole(made, SRC_IDS, TGT_IDS)
+        right = whole(made)
         found = torch.compile(made, fullgraph=True, backend="eager")(SRC_IDS, TGT_IDS, SRC, TGT)
     rows = seen(TGT, PLACES_TGT)
     assert found[~rows].ne(0).any()

@@ -16,11 +16,10 @@ copies the first of them: that is the smaller one, and the product then transpos
 For bfloat16 torch calls oneDNN itself, but copies the bias into the result before it multiplies; oneDNN adds it as it
 rounds. Measured on two threads of Zen 5, 64 x 64 to 32,000 x 512 weights, 17 to 2,048 rows: 1.02 to 1.3 times as fast.
 
-Without tiles (AMX) or fast dot products oneDNN's bfloat16 is slower than MKL's float32: there the
-matrices are widened, multiplied and the product rounded once. Measured on two threads of Emerald Rapids without AMX:
-1.2 times as fast with 128 rows and a 512 x 512 weight, 1.4 to 1.8 times with more, 1.5 with an output layer of 32,000
-symbols; in parts, since where a float32 copy is so large that the allocator asks the system for it anew each time it
-was 1.0 to 1.4.
+Without tiles (AMX) or fast dot products oneDNN's bfloat16 is slower than MKL's float32: there the matrices are widened,
+multiplied and the product rounded once. Measured on two threads of Emerald Rapids without AMX: 1.2 times as fast with
+128 rows and a 512 x 512 weight, 1.4 to 1.8 times with more, 1.5 with an output layer of 32,000 symbols; in parts, since
+where a float32 copy is so large that the allocator asks the system for it anew each time it was 1.0 to 1.4.
 
 The bits of a row depend on the number of rows with the libraries, not with our kernel: batch_invariant takes it always.
 """
@@ -48,7 +47,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 _by_onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 ONEDNN = _by_onednn is not None
-ONEDNN_BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+ONEDNN_BFLOAT16: bool = ONEDNN and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
 
 
 class Processor(NamedTuple):

@@ -28,9 +28,9 @@ def keep_padding() -> Iterator[None]:
 
     On a CPU they leave it out by themselves where it is worth it: an encoder does by src_lengths, the whole model where
     it has tgt_lengths as well. What comes out is 0 at padding then, and inside the tokens lie as `undivided.nn.pack`
-    lays them, (1, total, d_model). A model with hooks keeps its padding, as does one with a module that
-    says `mixes_neighbours`, such as a convolution over time. Also a decorator. It follows the current thread or task,
-    as torch.no_grad does.
+    lays them, (1, total, d_model). A model with hooks keeps its padding, as does one with a module that says
+    `mixes_neighbours`, such as a convolution over time. Also a decorator. It follows the current thread or task, as
+    torch.no_grad does.
     """
     token = _KEPT.set(True)
     try:
@@ -51,9 +51,9 @@ def without_padding(model: nn.Module, *sides: Side) -> list[tuple[Tensor, Packin
         return None
     tokens, places, known = 0, 0, []
     for ids, lengths in sides:
-        if not isinstance(lengths, Tensor) or not readable(lengths) or not readable(ids):
+        if not isinstance(lengths, Tensor) or lengths.dtype not in INTEGERS:
             return None
-        if lengths.dtype not in INTEGERS:
+        if not readable(lengths) or not readable(ids):
             return None
         tokens, places = tokens + int(lengths.sum()), places + ids.shape[0] * ids.shape[1]
         known.append((ids, lengths))
