@@ -135,10 +135,11 @@ def test_streaming_stores_give_the_same_bits():
     assert torch.equal(dx[-64:], layer_norm_backward(x[-64:], None, x[-64:], weight, mean[-64:], rstd[-64:], True)[0])
 
 
+@pytest.mark.parametrize("columns", [512, 4096])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_that_come_one_by_one_have_the_bits_of_two_at_a_time(dtype):
-    """From 1 MiB of x on the backward takes them singly."""
-    x, dy, dsummed, weight, _, _ = make((1037, 512), dtype, dtype, False)
+def test_rows_that_come_one_by_one_have_the_bits_of_two_at_a_time(dtype, columns):
+    """From 1 MiB of x on the backward takes them singly; of 4,096 columns in 16 bits it takes two, past the caches."""
+    x, dy, dsummed, weight, _, _ = make((1037, columns), dtype, dtype, False)
     _, _, mean, rstd = layer_norm_forward(x, weight, weight, None, 1e-5)
     dx, dweight, dbias = layer_norm_backward(dy, dsummed, x, weight, mean, rstd, True)
     few = slice(1000, 1037)

@@ -22,6 +22,7 @@ constexpr bool kEvenOdd<bfloat16> = true;
 UNDIVIDED_INLINE Block operator+(Block x, Block y) { return {x.a + y.a, x.b + y.b}; }
 UNDIVIDED_INLINE Block operator-(Block x, Block y) { return {x.a - y.a, x.b - y.b}; }
 UNDIVIDED_INLINE Block operator*(Block x, Block y) { return {x.a * y.a, x.b * y.b}; }
+UNDIVIDED_INLINE Block in_register(Block x) { return {in_register(x.a), in_register(x.b)}; }
 UNDIVIDED_INLINE Block block_of(float value) { return {broadcast(value), broadcast(value)}; }
 UNDIVIDED_INLINE float sum(Block x) { return sum(x.a + x.b); }
 
@@ -32,6 +33,7 @@ UNDIVIDED_INLINE Block load_block(const T* p) {
   if constexpr (kEvenOdd<T>) {
     UintVec words;
     std::memcpy(&words, p, sizeof words);
+    words = in_register(words);
     return {of_bits(words << 16), of_bits(words & 0xffff0000U)};
   } else {
     return {load(p), load(p + kLanes)};

@@ -33,7 +33,7 @@ UNDIVIDED_INLINE void sum_rows(const BackwardRows<T>& rows, const float* mean, c
     g_total[r] = gx_total[r] = block_of(0.0F);
   }
   each_block(rows.columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
-    const Block weight = load_block(rows.weight + i);
+    const Block weight = in_register(load_block(rows.weight + i));
     Block dweight = load_block(rows.dweight + i), dbias = block_of(0.0F);
     if constexpr (kCentered) dbias = load_block(rows.dbias + i);
     for (int r = 0; r < kRows; ++r) {
@@ -135,9 +135,18 @@ bool row_by_row(const NormBackward& call) {
   return call.rows * row >= kCached && row < kWide;
 }
 
+// Where the sums of both weights and the weight itself fill the first-level cache, two rows at a time read and write them
+// half as often. Layer norm of 4,096 columns on Zen 5: 1.05 to 1.1 times as fast as row by row; RMS norm, whose sums are
+// half as large, 0.95 to 1.0; 2,048 columns 0.9 to 1.07.
+template <bool kCentered, class T>
+bool sums_are_wide(const NormBackward& call) {
+  return kCentered && sizeof(T) == 2 && call.columns >= 4096;
+}
+
 template <bool kCentered, bool kSummed, bool kStream, class T>
 void backward_all(const NormBackward& call) {
   constexpr int kTogether = rows_together(kStream);
+  if (sums_are_wide<kCentered, T>(call)) return backward_bands<kCentered, kSummed, kStream, 2, T>(call);
   if (kTogether > 1 && row_by_row<T>(call)) return backward_bands<kCentered, kSummed, kStream, 1, T>(call);
   return backward_bands<kCentered, kSummed, kStream, kTogether, T>(call);
 }
