@@ -136,8 +136,8 @@ bool row_by_row(const NormBackward& call) {
 }
 
 // Where the sums of both weights and the weight itself fill the first-level cache, two rows at a time read and write
-// them half as often. Bfloat16 of 4,096 columns on Zen 5: layer norm 1.03 to 1.11 times as fast as row by row; RMS norm,
-// whose sums are half as large, 0.94 to 1.0; layer norm of 2,048 columns 0.9 to 1.07.
+// them half as often. Bfloat16 of 4,096 columns on Zen 5: layer norm 1.03 to 1.11 times as fast as row by row; RMS
+// norm, whose sums are half as large, 0.94 to 1.0; layer norm of 2,048 columns 0.9 to 1.07.
 template <bool kCentered, class T>
 bool sums_are_wide(const NormBackward& call) {
   return kCentered && sizeof(T) == 2 && call.columns >= 4096;
