@@ -124,10 +124,11 @@ def test_more_threads_than_shares_of_the_tasks():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_streaming_stores_give_the_same_bits():
-    """Outputs of more than 24 MiB take another store instruction."""
-    x = torch.randn(6400, 1024, generator=torch.Generator().manual_seed(2))
-    weight, bias = torch.randn(1024), torch.randn(1024)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_streaming_stores_give_the_same_bits(dtype):
+    """Outputs of a quarter of the last-level cache take another store instruction."""
+    x = torch.randn(6400, 1024, generator=torch.Generator().manual_seed(2)).to(dtype)
+    weight, bias = torch.randn(2, 1024).to(dtype)
     y, _, mean, rstd = layer_norm_forward(x, weight, bias, None, 1e-5)
     small = layer_norm_forward(x[-64:], weight, bias, None, 1e-5)[0]
     assert torch.equal(y[-64:], small)
@@ -135,10 +136,11 @@ def test_streaming_stores_give_the_same_bits():
     assert torch.equal(dx[-64:], layer_norm_backward(x[-64:], None, x[-64:], weight, mean[-64:], rstd[-64:], True)[0])
 
 
-@pytest.mark.parametrize("columns", [512, 4096])
+@pytest.mark.parametrize("columns", [512, 1300, 4096])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_that_come_one_by_one_have_the_bits_of_two_at_a_time(dtype, columns):
-    """From 1 MiB of x on the backward takes them singly, of 4,096 columns in 16 bits by twos; a row alone is single."""
+def test_a_row_has_the_same_bits_whatever_it_is_worked_on_with(dtype, columns):
+    """From 1 MiB of x on the backward takes rows singly, of 4,096 columns by twos; in 16 bits dx of narrower ones is
+    written while the next are summed up; a row alone is single."""
     x, dy, dsummed, weight, _, _ = make((1037, columns), dtype, dtype, False)
     _, _, mean, rstd = layer_norm_forward(x, weight, weight, None, 1e-5)
     dx, dweight, dbias = layer_norm_backward(dy, dsummed, x, weight, mean, rstd, True)

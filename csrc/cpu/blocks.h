@@ -127,9 +127,10 @@ UNDIVIDED_INLINE void prefetch_block(const T* p) {
 // as fast as without, after a residual 1.08 / 1.0 to 1.08 / 1.0; backward in float32, rotary and activations 1.0 to 1.1.
 // 1 to 4 KiB are as good, 8 are not.
 template <class T>
+constexpr int64_t kAhead = 2048 / sizeof(T);
+template <class T>
 UNDIVIDED_INLINE Block load_ahead(const T* p, int n) {
-  constexpr int64_t kAhead = 2048 / sizeof(T);
-  prefetch_block(p + kAhead);
+  prefetch_block(p + kAhead<T>);
   return load_some(p, n);
 }
 

@@ -6,97 +6,122 @@
 // The sums over rows are made in bands (row_tasks.h).
 #pragma once
 
-#include "norm_rows.h"
+#include "blocks.h"
+#include "norm.h"
+#include "row_tasks.h"
+#include "streaming.h"
+#include "threads.h"
 
 namespace undivided::UNDIVIDED_VARIANT {
 
 template <class T>
-struct BackwardRows {
-  const T* x;
+struct Band {
+  const T* x;  // whole matrices
   const T* dy;
   const T* dsummed;
   T* dx;
+  const float* mean;
+  const float* rstd;
   const float* weight;
   float* dweight;  // this band's sums
   float* dbias;
   int64_t columns;
 };
 
-// Adds kRows rows to dweight and dbias, and gives each row's means of g and of g * xhat.
-template <bool kCentered, int kRows, class T>
-UNDIVIDED_INLINE void sum_rows(const BackwardRows<T>& rows, const float* mean, const float* rstd, float* mean_g,
-                               float* mean_gx) {
-  Block center[kRows], scale[kRows], g_total[kRows], gx_total[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    center[r] = block_of(kCentered ? mean[r] : 0.0F);
-    scale[r] = block_of(rstd[r]);
+// What the sums over a row come to in dx = dy * weight * rstd + (x - mean) * slope + shift.
+struct RowNumbers {
+  float slope, shift;
+};
+
+enum Work { kSum = 1, kWrite = 2 };
+
+// One walk over the columns. kSum: adds kRows rows from `summed` on to dweight and dbias, and leaves what their sums
+// come to in `numbers`. kWrite: dx of kRows rows from `written` on, of which `numbers` holds that until then.
+template <int kWork, bool kCentered, bool kSummed, bool kStream, int kRows, class T>
+UNDIVIDED_INLINE void walk(const Band<T>& band, int64_t summed, int64_t written, RowNumbers* numbers) {
+  const int64_t columns = band.columns;
+  Block center[kRows], rstd[kRows], g_total[kRows], gx_total[kRows];
+  for (int r = 0; (kWork & kSum) && r < kRows; ++r) {
+    center[r] = block_of(kCentered ? band.mean[summed + r] : 0.0F);
+    rstd[r] = block_of(band.rstd[summed + r]);
     g_total[r] = gx_total[r] = block_of(0.0F);
   }
-  each_block(rows.columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
-    const Block weight = in_register(load_block(rows.weight + i));
-    Block dweight = load_block(rows.dweight + i), dbias = block_of(0.0F);
-    if constexpr (kCentered) dbias = load_block(rows.dbias + i);
-    for (int r = 0; r < kRows; ++r) {
-      const Block dy = load_ahead(rows.dy + r * rows.columns + i, n);
-      Block xhat = load_ahead(rows.x + r * rows.columns + i, n);
-      if constexpr (kCentered) xhat = xhat - center[r];
-      xhat = xhat * scale[r];
-      const Block dy_xhat = dy * xhat;
-      if constexpr (kCentered) g_total[r] = g_total[r] + dy * weight;
-      gx_total[r] = gx_total[r] + dy_xhat * weight;
-      dweight = dweight + dy_xhat;
-      if constexpr (kCentered) dbias = dbias + dy;
+  Block mean[kRows], scale[kRows], slope[kRows], shift[kRows];
+  for (int r = 0; (kWork & kWrite) && r < kRows; ++r) {
+    mean[r] = block_of(kCentered ? band.mean[written + r] : 0.0F);
+    scale[r] = block_of(band.rstd[written + r]);
+    slope[r] = block_of(numbers[r].slope);
+    shift[r] = block_of(numbers[r].shift);
+  }
+  each_block(columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
+    const Block weight = in_register(load_block(band.weight + i));
+    if constexpr ((kWork & kSum) != 0) {
+      Block dweight = load_block(band.dweight + i), dbias = block_of(0.0F);
+      if constexpr (kCentered) dbias = load_block(band.dbias + i);
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t at = (summed + r) * columns + i;
+        const Block dy = load_ahead(band.dy + at, n);
+        Block xhat = load_ahead(band.x + at, n);
+        if constexpr (kCentered) xhat = xhat - center[r];
+        xhat = xhat * rstd[r];
+        const Block dy_xhat = dy * xhat;
+        if constexpr (kCentered) g_total[r] = g_total[r] + dy * weight;
+        gx_total[r] = gx_total[r] + dy_xhat * weight;
+        dweight = dweight + dy_xhat;
+        if constexpr (kCentered) dbias = dbias + dy;
+      }
+      store_block(band.dweight + i, dweight);
+      if constexpr (kCentered) store_block(band.dbias + i, dbias);
     }
-    store_block(rows.dweight + i, dweight);
-    if constexpr (kCentered) store_block(rows.dbias + i, dbias);
+    if constexpr ((kWork & kWrite) != 0) {
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t at = (written + r) * columns + i;
+        Block dx = load_some(band.x + at, n);
+        if constexpr (kCentered) dx = (dx - mean[r]) * slope[r] + shift[r];
+        if constexpr (!kCentered) dx = dx * slope[r];
+        dx = dx + load_some(band.dy + at, n) * weight * scale[r];
+        if constexpr (kSummed) dx = dx + load_ahead(band.dsummed + at, n);
+        if constexpr (kWork == (kSum | kWrite) && !kStream) prefetch_block(band.dx + at + kAhead<T>);
+        store_or_stream<kStream>(band.dx + at, dx, n);
+      }
+    }
   });
-  const float over_columns = 1.0F / static_cast<float>(rows.columns);
-  for (int r = 0; r < kRows; ++r) {
-    mean_g[r] = kCentered ? sum(g_total[r]) * over_columns : 0.0F;
-    mean_gx[r] = sum(gx_total[r]) * over_columns;
+  const float over_columns = 1.0F / static_cast<float>(columns);
+  for (int r = 0; (kWork & kSum) && r < kRows; ++r) {
+    const float scaled = band.rstd[summed + r] * over_columns;
+    numbers[r].slope = -sum(gx_total[r]) * scaled * band.rstd[summed + r];
+    numbers[r].shift = kCentered ? -sum(g_total[r]) * scaled : 0.0F;
   }
 }
 
-// dx as g * rstd + (x - mean) * slope + shift, where slope and shift are the same for a whole row.
-template <bool kCentered, int kRows, bool kSummed, bool kStream, class T>
-UNDIVIDED_INLINE void input_gradient(const BackwardRows<T>& rows, const float* mean, const float* rstd,
-                                     const float* mean_g, const float* mean_gx) {
-  Block scale[kRows], shift[kRows], slope[kRows], center[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    const float per_x = -mean_gx[r] * rstd[r] * rstd[r];
-    scale[r] = block_of(rstd[r]);
-    slope[r] = block_of(per_x);
-    shift[r] = block_of(kCentered ? -mean_g[r] * rstd[r] : 0.0F);
-    center[r] = block_of(kCentered ? mean[r] : 0.0F);
-  }
-  each_block(rows.columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
-    const Block weight = load_block(rows.weight + i);
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t at = r * rows.columns + i;
-      Block dx = load_some(rows.x + at, n);
-      if constexpr (kCentered) dx = (dx - center[r]) * slope[r] + shift[r];
-      if constexpr (!kCentered) dx = dx * slope[r];
-      dx = dx + load_some(rows.dy + at, n) * weight * scale[r];
-      if constexpr (kSummed) dx = dx + load_ahead(rows.dsummed + at, n);
-      store_or_stream<kStream>(rows.dx + at, dx, n);
+// Where a band begins and ends: not in line, as code that is rarely run.
+template <int kWork, bool kCentered, bool kSummed, bool kStream, int kRows, class T>
+__attribute__((noinline)) void walk_once(const Band<T>& band, int64_t row, RowNumbers* numbers) {
+  walk<kWork, kCentered, kSummed, kStream, kRows>(band, row, row, numbers);
+}
+
+// As many whole groups of kRows rows as [row, end) has; gives the first row that is left. kMerged: the dx of a group
+// is written while the next group is summed up, so that a core waits for sums once in a walk of both, reads the weight
+// once, and asks the caches for rows evenly.
+template <bool kCentered, bool kSummed, bool kStream, int kRows, bool kMerged, class T>
+UNDIVIDED_INLINE int64_t groups(const Band<T>& band, int64_t row, int64_t end) {
+  RowNumbers numbers[kRows];
+  if (row + kRows > end) return row;
+  walk_once<kSum, kCentered, kSummed, kStream, kRows>(band, row, numbers);
+  for (; row + 2 * kRows <= end; row += kRows) {
+    const int64_t next = row + kRows;
+    if constexpr (kMerged) {
+      walk<kSum | kWrite, kCentered, kSummed, kStream, kRows>(band, next, row, numbers);
+    } else {
+      walk<kWrite, kCentered, kSummed, kStream, kRows>(band, row, row, numbers);
+      walk<kSum, kCentered, kSummed, kStream, kRows>(band, next, next, numbers);
     }
-  });
+  }
+  walk_once<kWrite, kCentered, kSummed, kStream, kRows>(band, row, numbers);
+  return row + kRows;
 }
 
-template <bool kCentered, int kRows, bool kSummed, bool kStream, class T>
-UNDIVIDED_INLINE void backward_rows(const NormBackward& call, BackwardRows<T> rows, int64_t row) {
-  const int64_t start = row * rows.columns;
-  rows.x += start;
-  rows.dy += start;
-  rows.dx += start;
-  if (kSummed) rows.dsummed += start;
-  const float* mean = kCentered ? call.mean + row : nullptr;
-  float mean_g[kRows], mean_gx[kRows];
-  sum_rows<kCentered, kRows>(rows, mean, call.rstd + row, mean_g, mean_gx);
-  input_gradient<kCentered, kRows, kSummed, kStream>(rows, mean, call.rstd + row, mean_g, mean_gx);
-}
-
-template <bool kCentered, bool kSummed, bool kStream, int kRows, class T>
+template <bool kCentered, bool kSummed, bool kStream, int kRows, bool kMerged, class T>
 void backward_bands(const NormBackward& call) {
   const int64_t columns = call.columns, stride = rounded_up(columns, kBlock);
   const Bands bands = bands_of(call.rows);
@@ -104,16 +129,25 @@ void backward_bands(const NormBackward& call) {
   read_columns<T>(call.weight, call.weight_dtype, columns, 1.0F, weight);
   float* sums = static_cast<float*>(scratch(bands.count * 2 * stride * sizeof(float), 1));
   const int threads = useful_threads(call.threads, call.rows * columns);
-  parallel_ranges(bands.count, threads, [&](int64_t band) {
-    float* mine = sums + 2 * band * stride;
+  parallel_ranges(bands.count, threads, [&](int64_t task) {
+    float* mine = sums + 2 * task * stride;
     std::memset(mine, 0, 2 * stride * sizeof(float));
-    const BackwardRows<T> rows{static_cast<const T*>(call.x),       static_cast<const T*>(call.dy),
-                               static_cast<const T*>(call.dsummed), static_cast<T*>(call.dx),
-                               weight, mine, mine + stride, columns};
-    int64_t row = band * bands.rows;
-    const int64_t end = row + bands.rows < call.rows ? row + bands.rows : call.rows;
-    for (; row + kRows <= end; row += kRows) backward_rows<kCentered, kRows, kSummed, kStream>(call, rows, row);
-    for (; row < end; ++row) backward_rows<kCentered, 1, kSummed, kStream>(call, rows, row);
+    const Band<T> band{static_cast<const T*>(call.x),
+                       static_cast<const T*>(call.dy),
+                       static_cast<const T*>(call.dsummed),
+                       static_cast<T*>(call.dx),
+                       call.mean,
+                       call.rstd,
+                       weight,
+                       mine,
+                       mine + stride,
+                       columns};
+    const int64_t first = task * bands.rows, end = first + bands.rows < call.rows ? first + bands.rows : call.rows;
+    for (int64_t row = groups<kCentered, kSummed, kStream, kRows, kMerged>(band, first, end); row < end; ++row) {
+      RowNumbers numbers;
+      walk_once<kSum, kCentered, kSummed, kStream, 1>(band, row, &numbers);
+      walk_once<kWrite, kCentered, kSummed, kStream, 1>(band, row, &numbers);
+    }
     finish_streaming<kStream>();
   });
   if (call.dweight == nullptr && call.dbias == nullptr) return;
@@ -126,29 +160,26 @@ void backward_bands(const NormBackward& call) {
   });
 }
 
-// From the third-level cache or memory one row at a time is best, as forward, though nothing goes past the caches: on
-// Zen 5 1.05 to 1.5 times as fast with 512 to 1,024 columns; wide rows of float32 are 0.9 to 1.0 times.
-template <class T>
-bool row_by_row(const NormBackward& call) {
-  constexpr int64_t kCached = 1 << 20, kWide = 16384;  // bytes: of x, where x, dy and dx fill two caches; of a row
-  const int64_t row = call.columns * static_cast<int64_t>(sizeof(T));
-  return call.rows * row >= kCached && row < kWide;
-}
-
-// Where the sums of both weights and the weight itself fill the first-level cache, two rows at a time read and write
-// them half as often. Bfloat16 of 4,096 columns on Zen 5: layer norm 1.03 to 1.11 times as fast as row by row; RMS
-// norm, whose sums are half as large, 0.94 to 1.0; layer norm of 2,048 columns 0.9 to 1.07.
-template <bool kCentered, class T>
-bool sums_are_wide(const NormBackward& call) {
-  return kCentered && sizeof(T) == 2 && call.columns >= 4096;
-}
-
+// How rows are worked on, as measured on Zen 5 with 128 to 8,192 columns (benchmarks/rooflines.md). The results are the
+// same to the bit.
 template <bool kCentered, bool kSummed, bool kStream, class T>
 void backward_all(const NormBackward& call) {
-  constexpr int kTogether = rows_together(kStream);
-  if (sums_are_wide<kCentered, T>(call)) return backward_bands<kCentered, kSummed, kStream, 2, T>(call);
-  if (kTogether > 1 && row_by_row<T>(call)) return backward_bands<kCentered, kSummed, kStream, 1, T>(call);
-  return backward_bands<kCentered, kSummed, kStream, kTogether, T>(call);
+  constexpr int64_t kCached = 1 << 20, kWide = 16 << 10, kWideSums = 32 << 10;  // bytes: of x, of a row, of its sums
+  const int64_t row = call.columns * static_cast<int64_t>(sizeof(T));
+  const int64_t sums = call.columns * static_cast<int64_t>(sizeof(float)) * (kCentered ? 2 : 1);
+  const bool cached = !kStream && call.rows * row < kCached;
+  // Where two groups of 16 bits an element, the sums and the weight fit the first-level cache.
+  if constexpr (sizeof(T) == 2) {
+    if constexpr (!kStream) {
+      if (cached && call.columns <= 1024) return backward_bands<kCentered, kSummed, kStream, 2, true, T>(call);
+    }
+    if (call.columns <= 2048) return backward_bands<kCentered, kSummed, kStream, 1, true, T>(call);
+  }
+  // By twos the sums are read and written half as often; one at a time, rows are one stream to fetch.
+  if (cached || row >= kWide || sums >= kWideSums) {
+    return backward_bands<kCentered, kSummed, kStream, 2, false, T>(call);
+  }
+  return backward_bands<kCentered, kSummed, kStream, 1, false, T>(call);
 }
 
 template <bool kCentered, class T>

@@ -54,7 +54,7 @@ UNDIVIDED_INLINE Vec of_bits(UintVec u) {
 }
 
 // A vector that is used more than once, which GCC would read from memory again for each instruction that can take an
-// operand from there. Norms' backward in bfloat16 has 14 loads a block instead of 20 by it: from the third-level cache
+// operand from there. Norms' backward in bfloat16 had 14 loads a block instead of 20 by it: from the third-level cache
 // of Zen 5 1.03 to 1.1 times as fast, from nearer ones no faster.
 template <class V>
 UNDIVIDED_INLINE V in_register(V v) {
