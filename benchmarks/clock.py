@@ -5,8 +5,8 @@ has an order of its own, so that nobody always runs behind the same neighbour: b
 faster than the twin. On a GPU the L2 cache is overwritten
 before a sample and the time is that between two events; what `queued` asks for is launched while the GPU is kept busy,
 so that the time is that of its kernels and not of the launches. On a CPU the time is
-that of a monotonic clock, after a call of the same function that is not counted: the caches then hold what its own last
-call left there, and not what its neighbour did, which made the second of two equal providers look a third faster.
+that of a monotonic clock, after calls of the same function that are not counted: the caches then hold what its own last
+calls left there, and not what its neighbour did, which made the second of two equal providers look a third faster.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ FEWEST_ROUNDS = 3  # where a single round takes longer than all should
 SHORTEST_SAMPLE = 1e-4  # seconds: shorter calls are repeated, or the clock and the loop would count
 MOST_CALLS = 500
 WARMED = 0.01  # seconds: a longer call on a CPU is not repeated to warm the caches, which it fills many times over
+# Seconds of calls that warm them. One call is too little: behind a neighbour that had filled the third-level cache of
+# Zen 5, a backward of 2 MiB took 280, 140, 110 and 100 microseconds, one of 8 MiB 680, 530, 460 and 400.
+WARM_UP = 0.003
 FLUSH_BYTES = 256 * 2**20  # over the L2 cache of every GPU
 GPU_ROUNDS = (5, 25)  # events of a GPU at rest spread by a few per cent
 FAR = 5.0  # on a GPU, who takes more than this many times the least gets FEWEST_ROUNDS samples
@@ -47,12 +50,12 @@ class Broke(Exception):
 
 @dataclass(frozen=True)
 class Pace:
-    """How a function is sampled: `calls` of it in a sample, on a CPU one before it where it is `short`, and on a GPU
-    `head_start` seconds in which they are launched."""
+    """How a function is sampled: `calls` of it in a sample, on a CPU `warm_up` before it, and on a GPU `head_start`
+    seconds in which they are launched."""
 
     once: float = 0.0  # seconds
     calls: int = 1
-    short: bool = False
+    warm_up: int = 0
     head_start: float = 0.0
 
 
@@ -98,7 +101,7 @@ def interleaved(
                 break
             for name in ORDER.sample(names, len(names)):
                 if count < FEWEST_ROUNDS or name not in far:
-                    if count == 0 and name in known and not paces[name].short:
+                    if count == 0 and name in known and not paces[name].warm_up:
                         functions[name]()  # its inputs are new
                     times[name].append(_sample(functions[name], paces[name], flush))
     except Exception as error:
@@ -115,7 +118,8 @@ def _pace(function: Callable[[], Any], device: str, queued: bool) -> Pace:
     once = _sample(function, Pace(), None if device == "cpu" else torch.empty(1, device=device))
     calls = min(MOST_CALLS, max(1, math.ceil(SHORTEST_SAMPLE / max(once, 1e-7))))
     head_start = _head_start(function, calls) if queued and device == "cuda" else 0.0
-    return Pace(once, calls, once < WARMED, head_start)
+    warm_up = 0 if once >= WARMED else min(MOST_CALLS, math.ceil(WARM_UP / max(once, 1e-7)))
+    return Pace(once, calls, warm_up, head_start)
 
 
 def _head_start(function: Callable[[], Any], calls: int) -> float:
@@ -137,7 +141,7 @@ def medians(functions: Functions, device: str, seconds: float) -> dict[str, floa
 def _sample(function: Callable[[], Any], pace: Pace, flush: torch.Tensor | None) -> float:
     """flush: on a GPU, what overwrites its cache."""
     if flush is None:
-        if pace.short:
+        for _ in range(pace.warm_up):
             function()
         start = time.perf_counter()
         for _ in range(pace.calls):
