@@ -139,8 +139,8 @@ def test_streaming_stores_give_the_same_bits(dtype):
 @pytest.mark.parametrize("columns", [512, 1300, 4096])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_has_the_same_bits_whatever_it_is_worked_on_with(dtype, columns):
-    """From 1 MiB of x on the backward takes rows singly, of 4,096 columns by twos; in 16 bits dx of narrower ones is
-    written while the next are summed up; a row alone is single."""
+    """From 1 MiB of x on the backward takes rows singly, of 4,096 columns by twos; dx of rows up to 4 KiB is written
+    while the next are summed up; a row alone is single."""
     x, dy, dsummed, weight, _, _ = make((1037, columns), dtype, dtype, False)
     _, _, mean, rstd = layer_norm_forward(x, weight, weight, None, 1e-5)
     dx, dweight, dbias = layer_norm_backward(dy, dsummed, x, weight, mean, rstd, True)

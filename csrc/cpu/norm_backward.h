@@ -164,17 +164,16 @@ void backward_bands(const NormBackward& call) {
 // same to the bit.
 template <bool kCentered, bool kSummed, bool kStream, class T>
 void backward_all(const NormBackward& call) {
-  constexpr int64_t kCached = 1 << 20, kWide = 16 << 10, kWideSums = 32 << 10;  // bytes: of x, of a row, of its sums
+  // Bytes: of x, where x, dy and dx fill two second-level caches; of a row; of a row; of the sums of all columns.
+  constexpr int64_t kCached = 1 << 20, kNarrow = 4 << 10, kWide = 16 << 10, kWideSums = 32 << 10;
   const int64_t row = call.columns * static_cast<int64_t>(sizeof(T));
   const int64_t sums = call.columns * static_cast<int64_t>(sizeof(float)) * (kCentered ? 2 : 1);
   const bool cached = !kStream && call.rows * row < kCached;
-  // Where two groups of 16 bits an element, the sums and the weight fit the first-level cache.
-  if constexpr (sizeof(T) == 2) {
-    if constexpr (!kStream) {
-      if (cached && call.columns <= 1024) return backward_bands<kCentered, kSummed, kStream, 2, true, T>(call);
-    }
-    if (call.columns <= 2048) return backward_bands<kCentered, kSummed, kStream, 1, true, T>(call);
+  // Where x and dy of both groups fit the first-level cache beside the sums and the weight.
+  if constexpr (!kStream) {
+    if (cached && row <= kNarrow / 4) return backward_bands<kCentered, kSummed, kStream, 2, true, T>(call);
   }
+  if (row <= kNarrow) return backward_bands<kCentered, kSummed, kStream, 1, true, T>(call);
   // By twos the sums are read and written half as often; one at a time, rows are one stream to fetch.
   if (cached || row >= kWide || sums >= kWideSums) {
     return backward_bands<kCentered, kSummed, kStream, 2, false, T>(call);
