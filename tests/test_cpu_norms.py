@@ -126,7 +126,7 @@ def test_more_threads_than_shares_of_the_tasks():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_streaming_stores_give_the_same_bits(dtype):
-    """Outputs of a quarter of the last-level cache take another store instruction."""
+    """Where x and y fill the last-level cache they take another store instruction."""
     x = torch.randn(6400, 1024, generator=torch.Generator().manual_seed(2)).to(dtype)
     weight, bias = torch.randn(2, 1024).to(dtype)
     y, _, mean, rstd = layer_norm_forward(x, weight, bias, None, 1e-5)

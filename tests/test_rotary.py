@@ -164,7 +164,7 @@ def test_every_instruction_set(dtype, variant):
 @needs_cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_streaming_stores_give_the_same_bits(dtype, variant):
-    """Outputs of more than 24 MiB take another store instruction."""
+    """Where x and y fill the last-level cache they take another store instruction."""
     x = draw(1, 4, 8, 128, dtype=dtype).repeat(1, 3200, 1, 1)
     cos, sin = tables(128, longest=x.shape[1])
     turned = undivided.rotary(x, cos, sin, backend="cpu")

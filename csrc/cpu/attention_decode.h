@@ -22,7 +22,7 @@ constexpr int64_t kLeastKeys = 256;  // of a part
 // from 24 MB on where it is longer, up to 1.2 times; below it costs up to a tenth.
 inline int64_t bytes_that_are_near(int64_t bytes_of_a_key) {
   static const bool shared = made_by_intel();
-  if (!shared) return 4 * streaming_bytes();
+  if (!shared) return cache_bytes();
   return bytes_of_a_key <= 128 ? int64_t{6} << 20 : int64_t{24} << 20;
 }
 

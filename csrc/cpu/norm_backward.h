@@ -183,7 +183,7 @@ void backward_all(const NormBackward& call) {
 
 template <bool kCentered, class T>
 void backward_typed(const NormBackward& call) {
-  const bool large = worth_streaming<T>(call.dx, call.rows, call.columns);
+  const bool large = worth_streaming<T>(call.dx, call.rows, call.columns, call.dsummed == nullptr ? 3 : 4);
   if (call.dsummed != nullptr) {
     return large ? backward_all<kCentered, true, true, T>(call) : backward_all<kCentered, true, false, T>(call);
   }

@@ -36,7 +36,7 @@ UNDIVIDED_INLINE void sums_around(const T* x, const ForwardColumns& by_column, i
   each_block(columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
     for (int r = 0; r < kRows; ++r) {
       const T* at = x + r * columns + i;
-      Block v = kNextRows<T> ? load_some(at, n) : load_ahead(at, n);
+      Block v = kNextRows<T> ? load_some(at, n) : load_ahead<kRows>(at, n);
       if constexpr (kCentered) v = v - from[r];
       if (kCentered && n != kBlock) v = v * load_block(by_column.valid + i);
       if constexpr (kCentered) first[r] = first[r] + v;
@@ -158,7 +158,7 @@ void forward_typed(const NormForward& call) {
   read_columns<T>(nullptr, kFloat32, call.columns, 1.0F, valid);
   const ForwardColumns by_column{weight, bias, valid};
   const bool aligned = reinterpret_cast<uintptr_t>(call.summed) % 64 == 0;
-  if (aligned && worth_streaming<T>(call.y, call.rows, call.columns)) {
+  if (aligned && worth_streaming<T>(call.y, call.rows, call.columns, call.residual == nullptr ? 2 : 4)) {
     forward_all<kCentered, true, T>(call, by_column);
   } else {
     forward_all<kCentered, false, T>(call, by_column);

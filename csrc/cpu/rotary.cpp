@@ -65,7 +65,7 @@ void turn_all(const Rotary& call) {
 template <class T>
 void turn(const Rotary& call) {
   const int64_t rows = call.batch * call.seqlen * call.nheads * 2;  // each half a row
-  return worth_streaming<T>(call.y, rows, call.half) ? turn_all<true, T>(call) : turn_all<false, T>(call);
+  return worth_streaming<T>(call.y, rows, call.half, 2) ? turn_all<true, T>(call) : turn_all<false, T>(call);
 }
 
 }  // namespace

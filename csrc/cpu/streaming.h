@@ -6,11 +6,12 @@
 
 namespace undivided::UNDIVIDED_VARIANT {
 
-// Whether to store past the caches; that needs rows of whole vectors at aligned addresses.
+// Whether to store past the caches: where the matrices that a call reads and writes, all as large as `out`, take three
+// quarters of the last-level cache. That needs rows of whole vectors at aligned addresses.
 template <class T>
-bool worth_streaming(const void* out, int64_t rows, int64_t columns) {
-  return reinterpret_cast<uintptr_t>(out) % 64 == 0 && columns % kBlock == 0 &&
-         rows * columns * static_cast<int64_t>(sizeof(T)) >= streaming_bytes();
+bool worth_streaming(const void* out, int64_t rows, int64_t columns, int matrices) {
+  const int64_t bytes = matrices * rows * columns * static_cast<int64_t>(sizeof(T));
+  return reinterpret_cast<uintptr_t>(out) % 64 == 0 && columns % kBlock == 0 && 4 * bytes >= 3 * cache_bytes();
 }
 
 template <bool kStream, class T>

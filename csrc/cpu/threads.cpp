@@ -234,10 +234,10 @@ void* scratch(size_t bytes, int slot) {
   return mine.memory[slot];
 }
 
-int64_t streaming_bytes() {
+int64_t cache_bytes() {
   static const int64_t bytes = [] {
     const int64_t cache = last_level_cache();
-    return cache > 0 ? cache / 4 : int64_t{8} << 20;
+    return cache > 0 ? cache : int64_t{32} << 20;
   }();
   return bytes;
 }

@@ -29,9 +29,8 @@ const char* thread_pool_kind();
 // use. It is kept for the next call. `slot` (0 to 3) tells apart buffers that are needed at the same time.
 void* scratch(size_t bytes, int slot);
 
-// Outputs of at least this many bytes are stored past the caches: an input, an output and a gradient of that size
-// together fill the last-level cache. Measured on Zen 4 (32 MiB): norms of 8 MiB and more gain 1.2 to 1.5 times.
-int64_t streaming_bytes();
+// Bytes of the last-level cache, as far as anybody says.
+int64_t cache_bytes();
 
 // fn(task).
 template <class Function>
