@@ -46,7 +46,7 @@ def runner_work(operations, moved):
 def test_samples_are_interleaved_and_each_round_has_its_own_order():
     from undivided.benchmarks.clock import SHORTEST_SAMPLE, interleaved
 
-    order = []
+    order, paces = [], {}
 
     def note(name):
         import time
@@ -57,14 +57,18 @@ def test_samples_are_interleaved_and_each_round_has_its_own_order():
     functions = {name: lambda name=name: note(name) for name in "abc"}
     times = interleaved(functions, "cpu", 0.0, rounds=(12, 12))
     assert [len(taken) for taken in times.values()] == [3, 3, 3]  # a round takes longer than all should
-    times = interleaved(functions, "cpu", 1.0, rounds=(12, 12))
+    order.clear()
+    times = interleaved(functions, "cpu", 1.0, rounds=(12, 12), paces=paces)
     assert [len(taken) for taken in times.values()] == [12, 12, 12]
-    # two calls of each to see how long they take, then the rounds; a call before each sample warms the caches
-    order = order[-(6 + 12 * 6) :]
-    assert order[:6] == [*"aabbcc"]
-    rounds = ["".join(order[start : start + 6]) for start in range(6, len(order), 6)]
-    assert {"".join(sorted(one)) for one in rounds} == {"aabbcc"} and len(set(rounds)) >= 4
-    assert all(one[::2] == one[1::2] for one in rounds)
+    assert order[:6] == [*"aabbcc"]  # two calls of each to see how long they take
+    samples, at = [], 6
+    while at < len(order):  # before each sample calls that warm the caches
+        calls = paces[order[at]].warm_up + 1
+        assert calls > 2 and order[at : at + calls] == [order[at]] * calls
+        samples.append(order[at])
+        at += calls
+    rounds = ["".join(samples[start : start + 3]) for start in range(0, len(samples), 3)]
+    assert len(rounds) == 12 and {"".join(sorted(one)) for one in rounds} == {"abc"} and len(set(rounds)) >= 4
     assert all(sample >= 2 * SHORTEST_SAMPLE for taken in times.values() for sample in taken)
 
 
