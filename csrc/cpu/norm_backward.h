@@ -35,21 +35,21 @@ struct RowNumbers {
 
 enum Work { kSum = 1, kWrite = 2 };
 
-// One walk over the columns. kSum: adds kRows rows from `summed` on to dweight and dbias, and leaves what their sums
-// come to in `numbers`. kWrite: dx of kRows rows from `written` on, of which `numbers` holds that until then.
+// One walk over the columns. kSum: adds kRows rows from `to_sum` on to dweight and dbias, and leaves what their sums
+// come to in `numbers`. kWrite: dx of kRows rows from `to_write` on, of which `numbers` holds that until then.
 template <int kWork, bool kCentered, bool kSummed, bool kStream, int kRows, class T>
-UNDIVIDED_INLINE void walk(const Band<T>& band, int64_t summed, int64_t written, RowNumbers* numbers) {
+UNDIVIDED_INLINE void walk(const Band<T>& band, int64_t to_sum, int64_t to_write, RowNumbers* numbers) {
   const int64_t columns = band.columns;
-  Block center[kRows], rstd[kRows], g_total[kRows], gx_total[kRows];
+  Block sum_mean[kRows], sum_rstd[kRows], g_total[kRows], gx_total[kRows];
   for (int r = 0; (kWork & kSum) && r < kRows; ++r) {
-    center[r] = block_of(kCentered ? band.mean[summed + r] : 0.0F);
-    rstd[r] = block_of(band.rstd[summed + r]);
+    sum_mean[r] = block_of(kCentered ? band.mean[to_sum + r] : 0.0F);
+    sum_rstd[r] = block_of(band.rstd[to_sum + r]);
     g_total[r] = gx_total[r] = block_of(0.0F);
   }
-  Block mean[kRows], scale[kRows], slope[kRows], shift[kRows];
+  Block dx_mean[kRows], dx_rstd[kRows], slope[kRows], shift[kRows];
   for (int r = 0; (kWork & kWrite) && r < kRows; ++r) {
-    mean[r] = block_of(kCentered ? band.mean[written + r] : 0.0F);
-    scale[r] = block_of(band.rstd[written + r]);
+    dx_mean[r] = block_of(kCentered ? band.mean[to_write + r] : 0.0F);
+    dx_rstd[r] = block_of(band.rstd[to_write + r]);
     slope[r] = block_of(numbers[r].slope);
     shift[r] = block_of(numbers[r].shift);
   }
@@ -59,11 +59,11 @@ UNDIVIDED_INLINE void walk(const Band<T>& band, int64_t summed, int64_t written,
       Block dweight = load_block(band.dweight + i), dbias = block_of(0.0F);
       if constexpr (kCentered) dbias = load_block(band.dbias + i);
       for (int r = 0; r < kRows; ++r) {
-        const int64_t at = (summed + r) * columns + i;
+        const int64_t at = (to_sum + r) * columns + i;
         const Block dy = load_ahead(band.dy + at, n);
         Block xhat = load_ahead(band.x + at, n);
-        if constexpr (kCentered) xhat = xhat - center[r];
-        xhat = xhat * rstd[r];
+        if constexpr (kCentered) xhat = xhat - sum_mean[r];
+        xhat = xhat * sum_rstd[r];
         const Block dy_xhat = dy * xhat;
         if constexpr (kCentered) g_total[r] = g_total[r] + dy * weight;
         gx_total[r] = gx_total[r] + dy_xhat * weight;
@@ -75,11 +75,11 @@ UNDIVIDED_INLINE void walk(const Band<T>& band, int64_t summed, int64_t written,
     }
     if constexpr ((kWork & kWrite) != 0) {
       for (int r = 0; r < kRows; ++r) {
-        const int64_t at = (written + r) * columns + i;
+        const int64_t at = (to_write + r) * columns + i;
         Block dx = load_some(band.x + at, n);
-        if constexpr (kCentered) dx = (dx - mean[r]) * slope[r] + shift[r];
+        if constexpr (kCentered) dx = (dx - dx_mean[r]) * slope[r] + shift[r];
         if constexpr (!kCentered) dx = dx * slope[r];
-        dx = dx + load_some(band.dy + at, n) * weight * scale[r];
+        dx = dx + load_some(band.dy + at, n) * weight * dx_rstd[r];
         if constexpr (kSummed) dx = dx + load_ahead(band.dsummed + at, n);
         if constexpr (kWork == (kSum | kWrite) && !kStream) prefetch_block(band.dx + at + kAhead<T>);
         store_or_stream<kStream>(band.dx + at, dx, n);
@@ -88,8 +88,8 @@ UNDIVIDED_INLINE void walk(const Band<T>& band, int64_t summed, int64_t written,
   });
   const float over_columns = 1.0F / static_cast<float>(columns);
   for (int r = 0; (kWork & kSum) && r < kRows; ++r) {
-    const float scaled = band.rstd[summed + r] * over_columns;
-    numbers[r].slope = -sum(gx_total[r]) * scaled * band.rstd[summed + r];
+    const float scaled = band.rstd[to_sum + r] * over_columns;
+    numbers[r].slope = -sum(gx_total[r]) * scaled * band.rstd[to_sum + r];
     numbers[r].shift = kCentered ? -sum(g_total[r]) * scaled : 0.0F;
   }
 }
@@ -164,7 +164,7 @@ void backward_bands(const NormBackward& call) {
 // same to the bit.
 template <bool kCentered, bool kSummed, bool kStream, class T>
 void backward_all(const NormBackward& call) {
-  // Bytes: of x, where x, dy and dx fill two second-level caches; of a row; of a row; of the sums of all columns.
+  // Bytes: of x, where x, dy and dx fill two second-level caches; of narrow and wide rows; of a band's sums.
   constexpr int64_t kCached = 1 << 20, kNarrow = 4 << 10, kWide = 16 << 10, kWideSums = 32 << 10;
   const int64_t row = call.columns * static_cast<int64_t>(sizeof(T));
   const int64_t sums = call.columns * static_cast<int64_t>(sizeof(float)) * (kCentered ? 2 : 1);
