@@ -1,4 +1,4 @@
-// Forward of layer norm (kCentered) and RMS norm. A row is read from memory once; the second pass over it finds it in
+// Forward of layer norm (kCentered) and RMS norm. A row is read from memory once; the passes after the first find it in
 // the first-level cache.
 #pragma once
 
@@ -24,10 +24,10 @@ struct ForwardColumns {
 template <class T>
 constexpr bool kNextRows = sizeof(T) == 4;
 
-// Sums over a row around `center`: of x - center and of its square.
-template <bool kCentered, int kRows, class T>
-UNDIVIDED_INLINE void sums_around(const T* x, const ForwardColumns& by_column, int64_t columns, const float* center,
-                                  float* total, float* squares) {
+// Sums over rows around `center`: of x - center and of its square. read(r, i, n) gives a block of x.
+template <bool kCentered, int kRows, class Read>
+UNDIVIDED_INLINE void sums_around(const ForwardColumns& by_column, int64_t columns, const float* center, float* total,
+                                  float* squares, Read read) {
   Block from[kRows], first[kRows], second[kRows];
   for (int r = 0; r < kRows; ++r) {
     from[r] = block_of(kCentered ? center[r] : 0.0F);
@@ -35,8 +35,7 @@ UNDIVIDED_INLINE void sums_around(const T* x, const ForwardColumns& by_column, i
   }
   each_block(columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
     for (int r = 0; r < kRows; ++r) {
-      const T* at = x + r * columns + i;
-      Block v = kNextRows<T> ? load_some(at, n) : load_ahead<kRows>(at, n);
+      Block v = read(r, i, n);
       if constexpr (kCentered) v = v - from[r];
       if (kCentered && n != kBlock) v = v * load_block(by_column.valid + i);
       if constexpr (kCentered) first[r] = first[r] + v;
@@ -50,15 +49,15 @@ UNDIVIDED_INLINE void sums_around(const T* x, const ForwardColumns& by_column, i
 }
 
 // One pass gives mean and variance, around a number that should lie near the mean: the first element. Where it is far
-// off, measured in standard deviations, digits would be lost, and a second pass sums around the mean itself.
-template <bool kCentered, int kRows, class T>
+// off, measured in standard deviations, digits would be lost, and a second pass sums around the mean itself. The first
+// pass has x from meet(r, i, n), which leaves it at `x`; `mean` holds that number before.
+template <bool kCentered, int kRows, class T, class Meet>
 UNDIVIDED_INLINE void row_statistics(const T* x, const ForwardColumns& by_column, int64_t columns, float eps,
-                                     float* mean, float* rstd) {
+                                     float* mean, float* rstd, Meet meet) {
   constexpr float kFar = 8.0F;  // squared: one element of a normal distribution in 200
   const float over_columns = 1.0F / static_cast<float>(columns);
   float total[kRows], squares[kRows], variance[kRows];
-  for (int r = 0; r < kRows; ++r) mean[r] = kCentered ? load_part(x + r * columns, 1)[0] : 0.0F;
-  sums_around<kCentered, kRows>(x, by_column, columns, mean, total, squares);
+  sums_around<kCentered, kRows>(by_column, columns, mean, total, squares, meet);
   bool any_far = false, far[kRows];
   for (int r = 0; r < kRows; ++r) {
     const float away = total[r] * over_columns;
@@ -68,7 +67,8 @@ UNDIVIDED_INLINE void row_statistics(const T* x, const ForwardColumns& by_column
     any_far |= far[r];
   }
   if (kCentered && __builtin_expect(any_far, 0)) {
-    sums_around<kCentered, kRows>(x, by_column, columns, mean, total, squares);
+    const auto again = [&](int r, int64_t i, int n) UNDIVIDED_INLINE_LAMBDA { return load_some(x + r * columns + i, n); };
+    sums_around<kCentered, kRows>(by_column, columns, mean, total, squares, again);
     for (int r = 0; r < kRows; ++r) {
       if (!far[r]) continue;  // a row's result must not depend on the row that it is worked on with
       const float rest = total[r] * over_columns;
@@ -79,9 +79,9 @@ UNDIVIDED_INLINE void row_statistics(const T* x, const ForwardColumns& by_column
   for (int r = 0; r < kRows; ++r) rstd[r] = 1.0F / std::sqrt(variance[r] + eps);
 }
 
-// y = (x - mean) * rstd * weight + bias. `summed`, if given, gets a copy of x.
+// y = (x - mean) * rstd * weight + bias.
 template <bool kCentered, int kRows, bool kStream, class T>
-UNDIVIDED_INLINE void normalise_rows(const T* x, T* y, T* summed, const ForwardColumns& by_column, const float* mean,
+UNDIVIDED_INLINE void normalise_rows(const T* x, T* y, const ForwardColumns& by_column, const float* mean,
                                      const float* rstd, int64_t columns) {
   // The mean comes off first: x * rstd - mean * rstd would keep an error of the size of the mean.
   Block center[kRows], scale[kRows];
@@ -96,7 +96,6 @@ UNDIVIDED_INLINE void normalise_rows(const T* x, T* y, T* summed, const ForwardC
       const int64_t at = r * columns + i;
       Block v = load_some(x + at, n);
       if constexpr (kNextRows<T>) prefetch_block(x + at + kRows * columns);
-      if (kStream && summed != nullptr) stream_block(summed + at, v);
       if constexpr (kCentered) v = (v - center[r]) * scale[r] * weight + bias;
       if constexpr (!kCentered) v = v * scale[r] * weight;
       store_or_stream<kStream>(y + at, v, n);
@@ -108,21 +107,40 @@ template <bool kCentered, int kRows, bool kStream, class T>
 UNDIVIDED_INLINE void forward_rows(const NormForward& call, const ForwardColumns& by_column, int64_t row) {
   const int64_t columns = call.columns, start = row * columns;
   const T* x = static_cast<const T*>(call.x) + start;
-  T* summed = nullptr;
-  if (call.residual != nullptr) {
-    const T* residual = static_cast<const T*>(call.residual) + start;
-    summed = static_cast<T*>(call.summed) + start;
-    // The passes below need the sum in the first-level cache; what goes past the caches waits in scratch till then.
-    T* here = kStream ? static_cast<T*>(scratch(kRows * columns * sizeof(T), 1)) : summed;
-    each_block(kRows * columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
-      store_some(here + i, load_ahead(x + i, n) + load_ahead(residual + i, n), n);
-    });
-    x = here;
-  }
+  const T* residual = call.residual == nullptr ? nullptr : static_cast<const T*>(call.residual) + start;
+  T* summed = residual == nullptr ? nullptr : static_cast<T*>(call.summed) + start;
   float mean[kRows], rstd[kRows];
-  row_statistics<kCentered, kRows>(x, by_column, columns, call.eps, mean, rstd);
-  T* y = static_cast<T*>(call.y) + start;
-  normalise_rows<kCentered, kRows, kStream>(x, y, summed, by_column, mean, rstd, columns);
+  const auto first = [&](const T* of, int r) UNDIVIDED_INLINE_LAMBDA {
+    return kCentered ? load_part(of + r * columns, 1)[0] : 0.0F;
+  };
+  if (kStream && residual != nullptr) {
+    // The sum is on its way past the caches when the second pass needs it, so it is in scratch as well.
+    T* here = static_cast<T*>(scratch(kRows * columns * sizeof(T), 1));
+    for (int r = 0; r < kRows; ++r) mean[r] = first(x, r) + first(residual, r);
+    const auto add = [&](int r, int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
+      const int64_t at = r * columns + i;
+      const Block sum = load_ahead(x + at, n) + load_ahead(residual + at, n);
+      stream_block(summed + at, sum);
+      store_block(here + at, sum);
+      return load_block(here + at);  // rounded
+    };
+    row_statistics<kCentered, kRows>(here, by_column, columns, call.eps, mean, rstd, add);
+    x = here;
+  } else {
+    if (residual != nullptr) {
+      each_block(kRows * columns, [&](int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
+        store_some(summed + i, load_ahead(x + i, n) + load_ahead(residual + i, n), n);
+      });
+      x = summed;
+    }
+    for (int r = 0; r < kRows; ++r) mean[r] = first(x, r);
+    const auto read = [&](int r, int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
+      const T* at = x + r * columns + i;
+      return kNextRows<T> ? load_some(at, n) : load_ahead<kRows>(at, n);
+    };
+    row_statistics<kCentered, kRows>(x, by_column, columns, call.eps, mean, rstd, read);
+  }
+  normalise_rows<kCentered, kRows, kStream>(x, static_cast<T*>(call.y) + start, by_column, mean, rstd, columns);
   for (int r = 0; r < kRows; ++r) {
     if (kCentered && call.mean != nullptr) call.mean[row + r] = mean[r];
     if (call.rstd != nullptr) call.rstd[row + r] = rstd[r];
