@@ -79,9 +79,9 @@ UNDIVIDED_INLINE void row_statistics(const T* x, const ForwardColumns& by_column
   for (int r = 0; r < kRows; ++r) rstd[r] = 1.0F / std::sqrt(variance[r] + eps);
 }
 
-// y = (x - mean) * rstd * weight + bias.
+// y = (x - mean) * rstd * weight + bias. `next` are the rows that come after these.
 template <bool kCentered, int kRows, bool kStream, class T>
-UNDIVIDED_INLINE void normalise_rows(const T* x, T* y, const ForwardColumns& by_column, const float* mean,
+UNDIVIDED_INLINE void normalise_rows(const T* x, const T* next, T* y, const ForwardColumns& by_column, const float* mean,
                                      const float* rstd, int64_t columns) {
   // The mean comes off first: x * rstd - mean * rstd would keep an error of the size of the mean.
   Block center[kRows], scale[kRows];
@@ -95,7 +95,7 @@ UNDIVIDED_INLINE void normalise_rows(const T* x, T* y, const ForwardColumns& by_
     for (int r = 0; r < kRows; ++r) {
       const int64_t at = r * columns + i;
       Block v = load_some(x + at, n);
-      if constexpr (kNextRows<T>) prefetch_block(x + at + kRows * columns);
+      if constexpr (kNextRows<T>) prefetch_block(next + at);
       if constexpr (kCentered) v = (v - center[r]) * scale[r] * weight + bias;
       if constexpr (!kCentered) v = v * scale[r] * weight;
       store_or_stream<kStream>(y + at, v, n);
@@ -140,7 +140,8 @@ UNDIVIDED_INLINE void forward_rows(const NormForward& call, const ForwardColumns
     };
     row_statistics<kCentered, kRows>(x, by_column, columns, call.eps, mean, rstd, read);
   }
-  normalise_rows<kCentered, kRows, kStream>(x, static_cast<T*>(call.y) + start, by_column, mean, rstd, columns);
+  const T* next = static_cast<const T*>(call.x) + start + kRows * columns;
+  normalise_rows<kCentered, kRows, kStream>(x, next, static_cast<T*>(call.y) + start, by_column, mean, rstd, columns);
   for (int r = 0; r < kRows; ++r) {
     if (kCentered && call.mean != nullptr) call.mean[row + r] = mean[r];
     if (call.rstd != nullptr) call.rstd[row + r] = rstd[r];
