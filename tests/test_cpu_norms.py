@@ -124,22 +124,30 @@ def test_more_threads_than_shares_of_the_tasks():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_streaming_stores_give_the_same_bits(dtype):
-    """Where x and y fill the last-level cache they take another store instruction."""
-    x = torch.randn(6400, 1024, generator=torch.Generator().manual_seed(2)).to(dtype)
-    weight, bias = torch.randn(2, 1024).to(dtype)
-    y, _, mean, rstd = layer_norm_forward(x, weight, bias, None, 1e-5)
-    small = layer_norm_forward(x[-64:], weight, bias, None, 1e-5)[0]
-    assert torch.equal(y[-64:], small)
-    dx = layer_norm_backward(x, None, x, weight, mean, rstd, True)[0]
-    assert torch.equal(dx[-64:], layer_norm_backward(x[-64:], None, x[-64:], weight, mean[-64:], rstd[-64:], True)[0])
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_streaming_stores_give_the_same_bits(dtype, residual):
+    """Where x and y fill the last-level cache they take another store instruction, and a residual is added elsewhere."""
+    x, r, weight, bias = make((16000, 1024), dtype, dtype, True)[0], None, *torch.randn(2, 1024).to(dtype)
+    x[-9:, 0] = 40.0  # far from the mean: a second pass
+    if residual:
+        r = x.flip(1)
+    few = slice(-64, None)
+    y, summed, mean, rstd = layer_norm_forward(x, weight, bias, r, 1e-5)
+    small = layer_norm_forward(x[few], weight, bias, r[few] if residual else None, 1e-5)
+    for large, alone in zip((y, summed, mean, rstd), small, strict=True):
+        assert (large is None and alone is None) or torch.equal(large[few], alone)
+    assert summed is None if r is None else torch.equal(summed, (x.float() + r.float()).to(dtype))
+    x = x if summed is None else summed
+    dx = layer_norm_backward(x, r, x, weight, mean, rstd, True)[0]
+    part = None if r is None else r[few]
+    assert torch.equal(dx[few], layer_norm_backward(x[few], part, x[few], weight, mean[few], rstd[few], True)[0])
 
 
 @pytest.mark.parametrize("columns", [512, 1300, 4096])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_has_the_same_bits_whatever_it_is_worked_on_with(dtype, columns):
-    """From 1 MiB of x on the backward takes rows singly, of 4,096 columns by twos; dx of rows up to 4 KiB is written
+    """From 1 MiB of x on the backward takes rows singly, of 4,096 columns by fours; dx of rows up to 4 KiB is written
     while the next are summed up; a row alone is single."""
     x, dy, dsummed, weight, _, _ = make((1037, columns), dtype, dtype, False)
     _, _, mean, rstd = layer_norm_forward(x, weight, weight, None, 1e-5)

@@ -116,7 +116,11 @@ UNDIVIDED_INLINE void forward_rows(const NormForward& call, const ForwardColumns
   if (kStream && residual != nullptr) {
     // The sum is on its way past the caches when the second pass needs it, so it is in scratch as well.
     T* here = static_cast<T*>(scratch(kRows * columns * sizeof(T), 1));
-    for (int r = 0; r < kRows; ++r) mean[r] = first(x, r) + first(residual, r);
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t at = r * columns;
+      store_some(here + at, load_some(x + at, 1) + load_some(residual + at, 1), 1);
+      mean[r] = first(here, r);
+    }
     const auto add = [&](int r, int64_t i, int n) UNDIVIDED_INLINE_LAMBDA {
       const int64_t at = r * columns + i;
       const Block sum = load_ahead(x + at, n) + load_ahead(residual + at, n);
