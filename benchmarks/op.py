@@ -99,6 +99,9 @@ class Op:
     work(case, mode): operations and bytes. axis: what Case.size is.
     checked(case, mode, outputs): the part of the outputs that `expected` speaks of; None takes them as they are.
     grows: its cases are a series of sizes, and the growth is what is asked about.
+    bytes_alone(case, mode, device): what reads and writes the case's matrices by torch's plainest ops and does nothing
+    else, with outputs allocated as anybody's are; None where there is no such thing. Timed beside the providers, its
+    time is the case's ceiling, nearer than a copy of other memory.
     queued: on a GPU its time is that of kernels; otherwise that of launches counts, as in a whole step of a model.
     Cases of the group OVERHEAD are never queued.
     """
@@ -114,3 +117,4 @@ class Op:
     grows: bool = False
     queued: bool = False
     checked: Callable[[Any, str, Sequence[Tensor]], Sequence[Tensor]] | None = None
+    bytes_alone: Callable[[Any, str, str], Runnable | None] = lambda case, mode, device: None

@@ -54,7 +54,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> Path | None:
             axes.plot(floor, height, "|", color="black", markersize=11, markeredgewidth=1.5)
     axes.set_yticks(range(len(lines)), [f"{case}, {short(mode)}" for (case, mode), _ in lines], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("seconds, median and 20th to 80th percentile; | is what the copy or matmul ceiling allows")
+    axes.set_xlabel("seconds, median and 20th to 80th percentile; | is what the ceiling allows")
     axes.set_title(title, fontsize=9, loc="left")
     legend(axes, colours, [row for _, group in lines for row in group])
     figure.savefig(path, dpi=130, bbox_inches="tight")

@@ -26,6 +26,7 @@ from .rows import Row
 NOISY = 1.25  # p80 over p20: more, and the machine was not at rest
 FEWEST_VISITS = 12  # of several to a case, however long one takes
 SURE = 0.02  # of a ratio: who is in more doubt is visited again
+BYTES = "bytes alone"  # the name of Op.bytes_alone among the samples
 VISIT = 0.01, (1, 200)  # seconds of samples in one of several visits; rounds at least and at most
 
 
@@ -84,6 +85,9 @@ class Job:
     def build(self, provider: Provider) -> Runnable:
         return self.op.build(provider.make(self.case, self.device), self.case, self.mode, self.device)
 
+    def bytes_alone(self) -> Runnable | None:
+        return self.op.bytes_alone(self.case, self.mode, self.device)
+
 
 class Measurement:
     """One job: `rows`, one for each provider in their order, from the samples of all visits so far.
@@ -99,6 +103,7 @@ class Measurement:
         self.job = job
         self.rows: list[Row] = []
         self.ready: dict[str, tuple[Provider, Runnable]] = {}
+        self.bytes_alone = job.bytes_alone()
         self.times: dict[str, list[float]] = {}
         self.paces: dict[str, Pace] = {}
         self.shortest = math.inf  # seconds of a visit
@@ -149,14 +154,20 @@ class Measurement:
         queued = job.op.queued and not job.case.group.startswith(OVERHEAD)
         while self.ready:
             work = {name: work for name, (_, work) in self.ready.items()}
+            if self.bytes_alone is not None:
+                work[BYTES] = self.bytes_alone
             try:
                 return interleaved(work, job.device, seconds, rounds, queued, self.paces)
             except Broke as broke:
-                self.drop(broke.name, broken(broke.__cause__))
+                if broke.name == BYTES:
+                    self.bytes_alone = None
+                else:
+                    self.drop(broke.name, broken(broke.__cause__))
         return {}
 
     def build_again(self) -> None:
         """Same work, other memory; what goes through torch.compile would be compiled anew and stays."""
+        self.bytes_alone = self.job.bytes_alone()
         for name, (provider, _) in list(self.ready.items()):
             if not provider.compiles:
                 self.ready[name] = provider, self.job.build(provider)
@@ -228,6 +239,8 @@ def fill(rows: list[Row], times: dict[str, list[float]], job: Job) -> None:
     case, ceilings = job.case, job.ceilings
     work = job.op.work(case, job.mode)
     floor, name = ceilings.floor(work, case.dtype)
+    if times.get(BYTES):
+        floor, name = statistics.median(times[BYTES]), "bytes"
     for row in rows:
         row.operations, row.bytes, row.items = work.operations, work.bytes, work.items
         row.copy, row.matmul, row.ratio = ceilings.copy(work.bytes), ceilings.matmul[case.dtype], math.nan

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from small_benchmarks import CEILINGS, NORM, SETTINGS, honest, provider
+from small_benchmarks import CEILINGS, NORM, SETTINGS, honest, measure, provider
 from undivided.benchmarks import layer_norm, rows, runner, suite
 from undivided.benchmarks.op import Provider
 
@@ -24,6 +24,37 @@ def test_ratio_is_over_the_best_peer():
     assert (fast.p20, fast.p80, fast.noisy, slow.noisy) == (3.0, 9.0, True, False)
     # 4e9 bytes at 1e10 a second take 0.4 s, 8e9 operations at 1e11 take 0.08 s
     assert (ours.ceiling, ours.of_ceiling) == ("copy", pytest.approx(0.4))
+
+
+def test_what_moves_the_same_bytes_is_the_ceiling_and_no_peer():
+    ours, peer = (rows.Row("op", "case", "forward", name, "1", "ok") for name in ("ours", "peer"))
+    ours.ours = True
+    times = {"ours": [2.0] * 8, "peer": [3.0] * 8, runner.BYTES: [1.0] * 8}
+    runner.fill([ours, peer], times, runner.Job(layer_norm.LAYER_NORM, NORM, "forward", [], CEILINGS, SETTINGS))
+    assert (ours.ceiling, ours.of_ceiling, peer.of_ceiling) == ("bytes", 0.5, pytest.approx(1 / 3))
+    assert (ours.ratio, peer.ratio) == pytest.approx((1.5, 1.0))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("mode", "written"), [("forward", 1), ("backward", 1), ("forward_backward", 2)])
+def test_bytes_alone_writes_what_the_norm_writes(mode, written, residual):
+    case = replace(NORM, residual=residual)
+    outputs = layer_norm.bytes_alone(case, mode, "cpu")()
+    assert len({one.data_ptr() for one in outputs}) == written + (residual and mode != "backward")
+    assert all(one.shape == (case.rows, case.columns) for one in outputs)
+    (row,) = measure(layer_norm.LAYER_NORM, case, mode, provider("a", honest))
+    assert row.ceiling == "bytes" and row.of_ceiling > 0
+
+
+def test_what_moves_the_bytes_may_break():
+    def broken(case, mode, device):
+        def run():
+            raise RuntimeError("no memory")
+
+        return run
+
+    (row,) = measure(replace(layer_norm.LAYER_NORM, bytes_alone=broken), NORM, "forward", provider("a", honest))
+    assert (row.status, row.ceiling) == ("ok", "copy")
 
 
 def test_a_slow_moment_that_hits_both_moves_no_ratio():
