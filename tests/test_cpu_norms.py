@@ -125,12 +125,14 @@ def test_more_threads_than_shares_of_the_tasks():
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize(("rows", "columns"), [(16000, 1024), (4000, 4096)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_streaming_stores_give_the_same_bits(dtype, residual):
-    """Where x and y fill the last-level cache they take other stores, and a residual is added in another pass."""
-    x = torch.randn(16000, 1024, generator=torch.Generator().manual_seed(2)).to(dtype)
+def test_streaming_stores_give_the_same_bits(dtype, rows, columns, residual):
+    """Where x and y fill the last-level cache they take other stores, a residual is added in another pass, and rows of
+    4,096 columns are worked on by twos instead of fours."""
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(2)).to(dtype)
     x[-9:, 0] = 40.0  # far from the mean: a second pass
-    weight, bias = torch.randn(2, 1024).to(dtype)
+    weight, bias = torch.randn(2, columns).to(dtype)
     r = x.flip(1) if residual else None
     few = slice(-64, None)
     y, summed, mean, rstd = layer_norm_forward(x, weight, bias, r, 1e-5)
@@ -140,7 +142,9 @@ def test_streaming_stores_give_the_same_bits(dtype, residual):
     if residual:
         assert torch.equal(summed, (x.float() + r.float()).to(dtype))
         x = summed
-    dx = layer_norm_backward(x, r, x, weight, mean, rstd, True)[0]
+    dx, dweight, dbias = layer_norm_backward(x, r, x, weight, mean, rstd, True)
+    for got, exact in ((dweight, (x.float() * (x.float() - mean[:, None]) * rstd[:, None]).sum(0)), (dbias, x.sum(0))):
+        torch.testing.assert_close(got.float(), exact.float(), rtol=2 * ROUNDING[dtype], atol=0.2)
     part = r[few] if residual else None
     assert torch.equal(dx[few], layer_norm_backward(x[few], part, x[few], weight, mean[few], rstd[few], True)[0])
 

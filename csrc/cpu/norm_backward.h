@@ -174,8 +174,11 @@ void backward_all(const NormBackward& call) {
     if (cached && row <= kNarrow / 4) return backward_bands<kCentered, kSummed, kStream, 2, true, T>(call);
   }
   if (row <= kNarrow) return backward_bands<kCentered, kSummed, kStream, 1, true, T>(call);
-  // Together the sums are read and written less often; one at a time, rows are one stream to fetch.
-  if (row >= kWide || sums >= kWideSums) return backward_bands<kCentered, kSummed, kStream, 4, false, T>(call);
+  // Together the sums are read and written less often; one at a time, rows are one stream to fetch. Past the caches
+  // it counts more that rows are asked for evenly.
+  if (row >= kWide || sums >= kWideSums) {
+    return backward_bands<kCentered, kSummed, kStream, kStream ? 2 : 4, kStream, T>(call);
+  }
   if (cached) return backward_bands<kCentered, kSummed, kStream, 2, false, T>(call);
   return backward_bands<kCentered, kSummed, kStream, 1, false, T>(call);
 }
