@@ -1,4 +1,4 @@
-"""The peak memory of one call, and what the allocator of a CPU does with freed memory."""
+"""The peak memory of one call."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-# Parameters of glibc's mallopt: from which size a block is mapped by itself, and how much free memory is given back.
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-KEEP = (32 * 2**20, 2**31 - 1)  # (mmap, trim): 32 MiB is where glibc's own adjusting ends
+from undivided.memory import KEEP, set_allocator
+
 GIVE_BACK = (64 * 2**10, 128 * 2**10)
 MOST_HOLES = 4096  # an allocator that took malloc's place never says that it mapped
 
@@ -46,25 +45,7 @@ def peak_memory(function: Callable[[], Any], device: str) -> float:
     except (OSError, AttributeError, ValueError):
         return float("nan")
     finally:
-        keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """For timing: freed blocks up to 32 MiB stay with the process, as they do in one that has run for a while.
-
-    Otherwise a result of some MiB would cost page faults in one call and none in the next.
-    """
-    set_allocator(*KEEP)
-
-
-def set_allocator(mmap: int, trim: int) -> None:
-    """Nothing where the C library is not glibc."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    mallopt(MMAP_THRESHOLD, mmap)
-    mallopt(TRIM_THRESHOLD, trim)
+        set_allocator(*KEEP)
 
 
 class _MallocInfo(ctypes.Structure):

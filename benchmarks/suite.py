@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import undivided
+from undivided.memory import KEEP, set_allocator
 
 from .attention import ATTENTION
 from .attention_decode import ATTENTION_DECODE
@@ -21,7 +22,6 @@ from .huggingface import HUGGINGFACE
 from .layer_norm import LAYER_NORM, RMS_NORM
 from .layers import LAYERS
 from .machine import busy
-from .memory import keep_freed_memory
 from .op import Op
 from .rotary import ROTARY
 from .rows import Row
@@ -128,7 +128,7 @@ def run(
         raise ValueError(f"no case has {' or '.join(map(repr, only))} in its name; there are: {names}")
     begun = time.monotonic()
     reason = busy()
-    keep_freed_memory()
+    set_allocator(*KEEP)  # or a result of some MiB would cost page faults in one call and none in the next
     outcome = Run(measure_ceilings(device), warnings=[] if reason is None else [reason])
     done, total = 0, sum(len(pairs) for pairs in plan.values())
     visited: list[Measurement] = []

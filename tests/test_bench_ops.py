@@ -25,8 +25,9 @@ from undivided.benchmarks import (
 )
 from undivided.benchmarks.ceilings import Ceilings
 from undivided.benchmarks.implementations import on_backend, on_torch
-from undivided.benchmarks.memory import CLEAR, keep_freed_memory, peak_memory
+from undivided.benchmarks.memory import CLEAR, peak_memory
 from undivided.benchmarks.op import Provider
+from undivided.memory import KEEP, set_allocator
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 CEILINGS = Ceilings("cpu", "a test", {2**20: 1e10}, {"float32": 1e11, "bfloat16": 2e11})
@@ -273,7 +274,7 @@ def test_peak_memory_is_that_of_the_highest_moment():
         return torch.ones(40 * 2**20, dtype=torch.int8)
 
     both()  # what torch itself needs once is not the function's
-    keep_freed_memory()
+    set_allocator(*KEEP)
     hole, above = torch.ones(28 * 2**20, dtype=torch.int8), torch.ones(2**20, dtype=torch.int8)
     del hole
     assert peak_memory(both, "cpu") == pytest.approx(40 * 2**20, rel=0.1)

@@ -9,6 +9,7 @@ from . import reference
 from .dispatch import BackendRefused
 from .integrations import torch_flash
 from .invariance import batch_invariant
+from .memory import keep_freed_memory
 from .ops import (
     attention,
     attention_decode,
@@ -45,6 +46,7 @@ __all__ = [
     "explain",
     "feed_forward",
     "install_sdpa",
+    "keep_freed_memory",
     "layer_norm",
     "merge_attention",
     "reference",

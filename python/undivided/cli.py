@@ -9,6 +9,7 @@ import os
 import sys
 
 from .commands import COMMANDS, CommandError
+from .memory import keep_freed_memory
 
 EXPECTED = (CommandError, ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError, OverflowError)
 
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 2
+    keep_freed_memory()
     try:
         code: int = importlib.import_module(f"undivided.commands.{args.command}").run(args)
         sys.stdout.flush()

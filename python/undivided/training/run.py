@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..memory import keep_freed_memory
 from ..tasks import task
 from .checkpoint import BEST, LAST
 from .inference import Symbols, answer
@@ -44,6 +45,7 @@ def train(
     settings = settings_for(chosen, model, recipe, device, dtype, options, **given)
     if any((out / one).exists() for one in (LAST, BEST)):
         raise FileExistsError(f"{out} holds a run; give another folder, or load_model({str(out)!r})")
+    keep_freed_memory()
     with join(settings.device) as world:
         trainer = prepare(chosen, settings, chosen.load(data), out, world=world)
         result = trainer.run(Display(f"{chosen.name} {model}", chosen.metric, quiet=quiet or not world.main))
@@ -77,4 +79,5 @@ def predict(saved: SavedModel, texts: Sequence[str]) -> list[Symbols]:
 
 
 def answers_to(saved: SavedModel, inputs: Sequence[Symbols]) -> list[Symbols]:
+    keep_freed_memory()
     return answer(saved.model, saved.task, saved.source, saved.target, inputs, beams=saved.task.beams)
