@@ -20,9 +20,9 @@ def keep_freed_memory() -> bool:
 
     Steps of training and of generation use the same sizes again and again. Measured on Zen 5 with two threads: training
     1.0 to 1.8 times as fast, the more the larger the vocabulary, whose logits are mapped and unmapped in every step
-    otherwise; beam search with 5 beams in 4,000 symbols 2.9 times; with 0.9 to 1.4 times the memory. Other code of torch gains
-    too. The command line and `undivided.training` do it by themselves; an import does not, since it holds for the
-    whole process, to its end.
+    otherwise; beam search with 5 beams in 4,000 symbols 2.9 times; with 1.0 to 1.4 times the memory. Other code of
+    torch gains too (benchmarks/rooflines.md). The command line and `undivided.training` do it by themselves; an import
+    does not, since it holds for the whole process, to its end.
 
     Returns:
         Whether it is done. False where the C library is not glibc, and where the environment says already what glibc
