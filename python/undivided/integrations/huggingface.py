@@ -84,7 +84,7 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
     that it is some: what their last block gives there is 0, which masks hide. In training labels of -100 at the end of
     a row say it too: the loss and all gradients are the same, but the logits at these places are no predictions. In
     generation, and where a decoder keeps its cache, nothing is left out. Dropout draws from torch's default generator,
-    but other numbers than torch's own.
+    but other numbers than torch's own. `undivided.keep_freed_memory` makes training on a CPU faster still.
 
     Args:
         model: on the device and in the dtype where it will run: a part for which no kernel runs there is left. A part
