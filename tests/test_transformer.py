@@ -15,6 +15,7 @@ from undivided.nn.feed_forward import ACTIVATIONS
 from undivided.testing import check
 from undivided.transformer import CausalLM, Config, SequenceClassifier, TokenClassifier, Transformer, load, save
 from undivided.transformer.config import NORMS
+from undivided.transformer.decoding import Decoding
 from undivided.transformer.generation import generate, truncated
 from undivided.transformer.symbols import END, PAD
 
@@ -129,6 +130,21 @@ def test_a_decoding_may_start_with_several_symbols_and_change_its_rows(positions
     torch.testing.assert_close(decoding.step(tgt[rows, 3:4]), full[rows, 3], rtol=0, atol=1e-13)
     decoding.select(torch.tensor([1]))
     torch.testing.assert_close(decoding.step(tgt[:1, 4:5]), full[:1, 4], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_beam_search_leaves_the_keys_of_the_sources_alone(monkeypatch, positions):
+    """Its hypotheses change places within a source; what all rows select gives the same."""
+    src, _, lengths = batch()
+    made, selected = model(positions=positions).eval(), []
+    select, of_cache = Decoding.select, Cache.select
+    monkeypatch.setattr(Cache, "select", lambda self, rows: selected.append(self.of_source) or of_cache(self, rows))
+    found = made.generate(src, lengths, max_length=9, beams=3)
+    blocks = len(made.decoder.blocks)
+    assert selected.count(True) == blocks and selected.count(False) > 2 * blocks
+    monkeypatch.setattr(Decoding, "select", lambda self, rows, same_sources=False: select(self, rows))
+    assert torch.equal(made.generate(src, lengths, max_length=9, beams=3), found)
+    assert selected.count(True) > 2 * blocks
 
 
 def test_order_matters_only_with_positions():

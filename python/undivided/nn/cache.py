@@ -14,10 +14,11 @@ class Cache:
     token.
 
     on_device: a step that is recorded reads them, so `start` takes the positions of new tokens from `lengths`.
+    of_source: they are those of the memory, which all hypotheses for a source share.
     """
 
-    def __init__(self, longest: int, on_device: bool = False) -> None:
-        self.longest, self.length, self.on_device = longest, 0, on_device
+    def __init__(self, longest: int, on_device: bool = False, of_source: bool = False) -> None:
+        self.longest, self.length, self.on_device, self.of_source = longest, 0, on_device, of_source
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self.lengths: Tensor | None = None
@@ -72,13 +73,13 @@ class Cache:
             return None
         return self.keys[:, : self.length], self.values[:, : self.length]
 
-    def select(self, rows: Tensor, in_place: bool = False) -> None:
-        """Keeps these rows of the batch, in this order: int64 (new batch,), in place (batch,)."""
+    def select(self, rows: Tensor) -> None:
+        """Keeps these rows of the batch, in this order: int64 (new batch,). As many as before keep their memory, which
+        a recorded step reads."""
         if self.keys is None or self.values is None or self.lengths is None:
             return
-        kept = self.keys[rows], self.values[rows], self.lengths[rows]
-        if not in_place:
-            self.keys, self.values, self.lengths = kept
+        if rows.shape[0] != self.lengths.shape[0]:
+            self.keys, self.values, self.lengths = self.keys[rows], self.values[rows], self.lengths[rows]
             return
-        for tensor, value in zip((self.keys, self.values, self.lengths), kept, strict=True):
-            tensor.copy_(value)
+        for tensor in (self.keys[:, : self.length], self.values[:, : self.length], self.lengths):
+            tensor.copy_(tensor.index_select(0, rows))

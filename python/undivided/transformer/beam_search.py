@@ -82,6 +82,7 @@ def beam_search(
         if length == max_length or not bool(going.any()):
             break
         ids = take(longer, kept)
-        decoding.select((row.gather(1, kept) + torch.arange(batch, device=device)[:, None] * beams).flatten())
+        rows = row.gather(1, kept) + torch.arange(batch, device=device)[:, None] * beams
+        decoding.select(rows.flatten(), same_sources=True)
         logits = decoding.step(ids[:, :, -1].flatten()[:, None])
     return finished.best()

@@ -10,6 +10,8 @@ from torch import Tensor
 from ..nn import Cache
 from .captured import Captured
 
+SOURCE = ("memory", "src_lengths")  # of the tensors, those that all hypotheses for a source share
+
 
 class Decoding:
     """`step(ids)` takes the newest symbols (batch, n) and gives logits (batch, vocabulary) of the next one.
@@ -38,17 +40,20 @@ class Decoding:
         logits = self._forward(ids, self)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def select(self, rows: Tensor) -> None:
-        """rows: int64 (new batch,), numbers of present rows."""
-        # What a captured step reads stays where it is.
-        in_place = self._captured is not None and rows.shape[0] == self.batch
+    def select(self, rows: Tensor, same_sources: bool = False) -> None:
+        """rows: int64 (new batch,), numbers of present rows.
+
+        same_sources: they are as many as before, each of the same source as the row in whose place it comes, as in a
+        beam search: what is the source's stays as it is.
+        """
         for cache in self.caches:
-            cache.select(rows, in_place)
-        kept = {name: tensor[rows] for name, tensor in self.tensors.items()}
-        if in_place:
-            for name, tensor in kept.items():
+            if not (same_sources and cache.of_source):
+                cache.select(rows)
+        kept = {name: x[rows] for name, x in self.tensors.items() if not (same_sources and name in SOURCE)}
+        if self._captured is not None and rows.shape[0] == self.batch:
+            for name, tensor in kept.items():  # what a captured step reads stays where it is
                 self.tensors[name].copy_(tensor)
             return
-        self.tensors, self.batch = kept, rows.shape[0]
+        self.tensors, self.batch = self.tensors | kept, rows.shape[0]
         if self._captured is not None:
             self._captured.forget()

@@ -128,7 +128,9 @@ class Transformer(nn.Module):
         """
         captured = Captured(self.decoder, longest, src.device) if cuda_graph else None
         memory = self.encoder(src, src_lengths)
-        caches = [(Cache(longest, on_device=cuda_graph), Cache(memory.shape[1])) for _ in self.decoder.blocks]
+        caches = [
+            (Cache(longest, on_device=cuda_graph), Cache(memory.shape[1], of_source=True)) for _ in self.decoder.blocks
+        ]
 
         def step(ids: Tensor, kept: Decoding) -> Tensor:
             return self.decoder(ids, kept.tensors["memory"], kept.tensors.get("src_lengths"), caches)[:, -1]
